@@ -1,0 +1,438 @@
+"""Catalogue: the names of all structures, what they belong to, and how to ask for them.
+
+    catalogue = Catalogue.builtin()
+    catalogue["liver"].groups               # ("abdomen",)
+    catalogue.select(["chest", "kidneys"])  # Anatomies in the order of their ids
+
+The structures are data: `clseg/data/anatomies.csv`, one row each.  The ids there
+never change meaning; new structures are appended.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from colorsys import hls_to_rgb
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cache, cached_property
+from hashlib import sha256
+from importlib.resources import files
+
+from clseg.errors import UnknownName, UsageError
+
+Colour = tuple[int, int, int]
+
+ROOT = "body"
+FIRST_CUSTOM_ID = 10001
+TIP = "`clseg rois` lists all structures and groups."
+
+GROUP_SYNONYMS = {
+    "body": (),
+    "head_neck": ("head_and_neck", "head", "neck", "hn"),
+    "chest": ("thorax",),
+    "abdomen": ("belly",),
+    "pelvis": (),
+    "bone": ("bones",),
+    "lns": ("lymph_node", "lymph_node_station"),
+    "gtv": ("tumour", "tumor", "gross_tumour_volume", "gross_tumor_volume"),
+}
+SIDE_WORDS = {"left": "left", "l": "left", "lt": "left", "right": "right", "r": "right", "rt": "right"}
+OPPOSITE = {"left": "right", "right": "left"}
+PLURALS = (("ies", "y"), ("ae", "a"), ("i", "us"), ("a", "um"), ("s", ""), ("es", ""))
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """One structure, as one row of `anatomies.csv`.
+
+    `groups` begins with the group of the CL-Net paper.  `parent` is the smallest
+    structure that contains this one, `partner` the same structure on the other
+    side, `hosts` the organs a lesion grows in.  `single_component` is True where
+    keeping only the largest connected piece is safe.  `clnet` marks the 235
+    structures of CL-Net.  `snomed` is (SNOMED CT code, meaning) without side.
+    """
+
+    id: int
+    name: str
+    groups: tuple[str, ...]
+    decoder: str
+    side: str = ""
+    parent: str | None = None
+    partner: str | None = None
+    hosts: tuple[str, ...] = ()
+    single_component: bool = False
+    clnet: bool = False
+    colour: Colour = (128, 174, 128)
+    snomed: tuple[str, str] | None = None
+    synonyms: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, repr=False)
+class Catalogue:
+    """All structures that are known, in the order of their ids; it never changes.
+
+    Raises UsageError when ids or names are not unique, a parent, partner or host
+    does not exist, a structure contains itself, partners do not name each other,
+    or a side does not agree with its name.
+    """
+
+    anatomies: tuple[Anatomy, ...]
+
+    def __init__(self, anatomies: Iterable[Anatomy]) -> None:
+        object.__setattr__(self, "anatomies", tuple(sorted(anatomies, key=lambda anatomy: anatomy.id)))
+        _check(self.anatomies)
+
+    @staticmethod
+    @cache
+    def builtin() -> Catalogue:
+        """The structures that come with `clseg`."""
+        with files("clseg.data").joinpath("anatomies.csv").open(encoding="utf-8", newline="") as table:
+            return Catalogue(_anatomy(row) for row in csv.DictReader(table))
+
+    def __repr__(self) -> str:
+        return f"Catalogue({len(self)} structures)"
+
+    def __iter__(self) -> Iterator[Anatomy]:
+        return iter(self.anatomies)
+
+    def __len__(self) -> int:
+        return len(self.anatomies)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._by_name
+
+    def __getitem__(self, name: str) -> Anatomy:
+        """The structure called exactly so; UnknownName when there is none."""
+        if name not in self._by_name:
+            raise UnknownName("structure", name, self._nearest(name), tip=TIP)
+        return self._by_name[name]
+
+    def by_id(self, id: int) -> Anatomy:
+        """The structure with this id; UnknownName when there is none."""
+        if id not in self._by_id:
+            raise UnknownName("structure id", str(id), tip=TIP)
+        return self._by_id[id]
+
+    # --- what belongs together
+
+    @cached_property
+    def groups(self) -> tuple[str, ...]:
+        """Names of the groups that have members, the usual ones first."""
+        used = dict.fromkeys(group for anatomy in self for group in anatomy.groups)
+        usual = [group for group in GROUP_SYNONYMS if group in used]
+        return (*usual, *(group for group in used if group not in GROUP_SYNONYMS))
+
+    def ancestors(self, name: str) -> tuple[str, ...]:
+        """The structures that contain this one, the smallest first, `body` last."""
+        return self._ancestors[self[name].name]
+
+    def depth(self, name: str) -> int:
+        """How many structures contain this one; 0 for `body`."""
+        return len(self.ancestors(name))
+
+    def children(self, name: str) -> tuple[str, ...]:
+        """The structures whose parent is this one, in id order."""
+        return tuple(anatomy.name for anatomy in self if anatomy.parent == self[name].name)
+
+    def descendants(self, name: str) -> tuple[str, ...]:
+        """All structures inside this one, in id order."""
+        inside = self[name].name
+        return tuple(anatomy.name for anatomy in self if inside in self._ancestors[anatomy.name])
+
+    def related(self, a: str, b: str) -> bool:
+        """True when `a` and `b` are the same or one contains the other: their masks may overlap."""
+        return a == b or a in self.ancestors(b) or b in self.ancestors(a)
+
+    # --- growing and asking
+
+    def with_structures(self, names: Iterable[str]) -> Catalogue:
+        """A catalogue that also has these names, e.g. those of a decoder somebody trained.
+
+        Known names are left alone.  New ones get ids from 10001 up in the order
+        given, the group `custom`, `body` as parent and a colour that depends on
+        the name alone.  Raises UsageError for a name that cannot be asked for or
+        be a file name.
+        """
+        new = [name for name in dict.fromkeys(names) if name not in self]
+        if not new:
+            return self
+        first = max(FIRST_CUSTOM_ID, self.anatomies[-1].id + 1 if self.anatomies else 0)
+        parent = ROOT if ROOT in self else None
+        return Catalogue((*self, *(_custom(first + i, name, new, parent) for i, name in enumerate(new))))
+
+    def select(self, roi: Iterable[str], among: Iterable[str] | None = None) -> tuple[Anatomy, ...]:
+        """The structures that `roi` asks for, in id order, each once.
+
+        A token is `all`, a group, a structure or a synonym, or several of them
+        separated by commas.  Case does not matter; spaces and hyphens are as good
+        as underscores.  A token without a side means both sides (`kidney`), and
+        plurals are understood (`lungs`).  A structure goes before a group of its name.
+
+        `among` names the structures that a model holds.  Then a group or a word
+        for several structures gives those that the model holds, and a structure
+        it does not hold gives the held structures inside it (`lung_left` its
+        lobes; not `body`, whose parts do not add up to it).
+
+        Raises UnknownName for a token that nobody knows, UsageError when the
+        model holds nothing of what a token means or when nothing is asked for.
+        """
+        tokens = _tokens(roi)
+        if not tokens:
+            raise UsageError("No structure was asked for; expected at least one structure or group.", tip=TIP)
+        held = None if among is None else frozenset(self[name].name for name in among)
+        chosen = {name for token in tokens for name in self._held(token, self._meaning(token), held)}
+        return tuple(anatomy for anatomy in self if anatomy.name in chosen)
+
+    def _meaning(self, token: str) -> tuple[str, ...]:
+        """Names of the structures that a token stands for, whatever a model holds."""
+        word = _word(token)
+        if word == "all":
+            return tuple(self._by_name)
+        if token.strip() in self:
+            return (token.strip(),)
+        for meant in _singulars(word):
+            names = self._by_name_word.get(meant) or self._by_group.get(meant) or self._called(meant)
+            if names:
+                return names
+        raise UnknownName("structure or group", token, self._nearest(token), tip=TIP)
+
+    def _called(self, word: str) -> tuple[str, ...]:
+        """Names of the structures called so, by name or synonym; all sides where none is said.
+
+        A whole stands for its parts: `jaw` is the mandible, not also its halves.
+        """
+        base, side = _split(word)
+        sides = (side,) if side else ("", *OPPOSITE)
+        called = dict.fromkeys(name for side in sides for name in self._by_call.get((base, side), ()))
+        return tuple(name for name in called if called.keys().isdisjoint(self._ancestors[name]))
+
+    def _held(self, token: str, names: tuple[str, ...], held: frozenset[str] | None) -> tuple[str, ...]:
+        """Those of `names` that a model holds, or the held structures inside them."""
+        if held is None:
+            return names
+        found = [part for name in names for part in self._held_parts(name, held)]
+        if not found:
+            raise self._not_held(token, names, held)
+        return tuple(found)
+
+    def _held_parts(self, name: str, held: frozenset[str]) -> tuple[str, ...]:
+        if name in held:
+            return (name,)
+        if self[name].parent is None:  # the parts of a root do not add up to it
+            return ()
+        return tuple(part for part in self.descendants(name) if part in held)
+
+    def _not_held(self, token: str, names: tuple[str, ...], held: frozenset[str]) -> UsageError:
+        """The error that names up to three held structures: relatives, alike in name, of the same group, others."""
+        holds = [anatomy for anatomy in self if anatomy.name in held]
+        relatives = [kin for name in names for kin in (self[name].partner, *self.ancestors(name)[:-1]) if kin in held]
+        alike = get_close_matches(_word(token), [anatomy.name for anatomy in holds], n=3, cutoff=0.6)
+        wanted = {group for name in names for group in self[name].groups}
+        others = sorted(holds, key=lambda anatomy: wanted.isdisjoint(anatomy.groups))
+        nearest = list(dict.fromkeys([*relatives, *alike, *(anatomy.name for anatomy in others)]))[:3]
+        instead = f"the nearest it holds: {', '.join(nearest)}" if nearest else "it holds none at all"
+        return UsageError(f"The model does not hold '{token}'; {instead}.", tip=TIP)
+
+    def _nearest(self, token: str) -> tuple[str, ...]:
+        """Up to three words that may have been meant, each for something else."""
+        alike = get_close_matches(_word(token), self._words, n=9, cutoff=0.6)
+        words = {self._meaning(word): word for word in reversed(alike)}
+        return tuple(word for word in alike if word in words.values())[:3]
+
+    # --- indices, made when first needed
+
+    @cached_property
+    def _by_name(self) -> Mapping[str, Anatomy]:
+        return {anatomy.name: anatomy for anatomy in self.anatomies}
+
+    @cached_property
+    def _by_id(self) -> Mapping[int, Anatomy]:
+        return {anatomy.id: anatomy for anatomy in self.anatomies}
+
+    @cached_property
+    def _by_name_word(self) -> Mapping[str, tuple[str, ...]]:
+        """Names as they are typed → names, so that `Vertebrae L1` finds `vertebrae_L1`."""
+        return _gather((_word(anatomy.name), anatomy.name) for anatomy in self)
+
+    @cached_property
+    def _by_group(self) -> Mapping[str, tuple[str, ...]]:
+        """Group or synonym of a group → names of its members."""
+        members = _gather((group, anatomy.name) for anatomy in self for group in anatomy.groups)
+        synonyms = {word: members[group] for group in members for word in GROUP_SYNONYMS.get(group, ())}
+        return {**synonyms, **members}
+
+    @cached_property
+    def _by_call(self) -> Mapping[tuple[str, str], tuple[str, ...]]:
+        """(name or synonym without side, side) → names; a synonym may be shared by several."""
+        return _gather(
+            (_split(_word(call)), anatomy.name) for anatomy in self for call in (anatomy.name, *anatomy.synonyms)
+        )
+
+    @cached_property
+    def _ancestors(self) -> Mapping[str, tuple[str, ...]]:
+        return {anatomy.name: tuple(_lineage(anatomy, self._by_name)) for anatomy in self.anatomies}
+
+    @cached_property
+    def _words(self) -> tuple[str, ...]:
+        """Everything that may be typed, for suggestions: names, then words without side, synonyms, groups."""
+        names = [anatomy.name for anatomy in self]
+        bases = [base for base, _ in self._by_call]
+        synonyms = [synonym for anatomy in self for synonym in anatomy.synonyms]
+        return tuple(dict.fromkeys([*self.groups, *names, *bases, *synonyms, *self._by_group]))
+
+
+# --- words
+
+
+def _tokens(roi: Iterable[str]) -> list[str]:
+    """`["chest", "liver, aorta"]` → `["chest", "liver", "aorta"]`; a single string is a list of one."""
+    given = [roi] if isinstance(roi, str) else roi
+    return [token.strip() for entry in given for token in entry.split(",") if token.strip()]
+
+
+def _word(text: str) -> str:
+    """`"Left  Kidney"` → `"left_kidney"`."""
+    return re.sub(r"[\s_-]+", "_", text.strip().lower())
+
+
+def _split(word: str) -> tuple[str, str]:
+    """`"left_upper_lobe"` → `("upper_lobe", "left")`; the side is empty where none or both are said."""
+    parts = word.split("_")
+    said = {SIDE_WORDS[part] for part in parts if part in SIDE_WORDS}
+    return "_".join(part for part in parts if part not in SIDE_WORDS), said.pop() if len(said) == 1 else ""
+
+
+def _singulars(word: str) -> Iterator[str]:
+    """The word itself, then what it may be the plural of: `arteries` → `artery`, `lungs` → `lung`."""
+    yield word
+    base, side = _split(word)
+    for plural, singular in PLURALS:
+        if base.endswith(plural):
+            stem = base[: -len(plural)] + singular
+            yield f"{stem}_{side}" if side else stem
+
+
+def _gather(pairs: Iterable[tuple]) -> dict:
+    """`[(key, name), …]` → `{key: (name, …)}`."""
+    gathered: dict = {}
+    for key, name in pairs:
+        gathered.setdefault(key, []).append(name)
+    return {key: tuple(dict.fromkeys(names)) for key, names in gathered.items()}
+
+
+def _lineage(anatomy: Anatomy, by_name: Mapping[str, Anatomy]) -> Iterator[str]:
+    parent = anatomy.parent
+    while parent is not None:
+        yield parent
+        parent = by_name[parent].parent
+
+
+# --- rows and custom structures
+
+
+def _anatomy(row: Mapping[str, str]) -> Anatomy:
+    return Anatomy(
+        id=int(row["id"]),
+        name=row["name"],
+        groups=_list(row["groups"]),
+        decoder=row["decoder"],
+        side=row["side"],
+        parent=row["parent"] or None,
+        partner=row["partner"] or None,
+        hosts=_list(row["host"]),
+        single_component=row["single_component"] == "yes",
+        clnet=row["clnet"] == "yes",
+        colour=(int(row["red"]), int(row["green"]), int(row["blue"])),
+        snomed=(row["snomed_code"], row["snomed_meaning"]) if row["snomed_code"] else None,
+        synonyms=_list(row["synonyms"]),
+    )
+
+
+def _list(cell: str) -> tuple[str, ...]:
+    return tuple(entry for entry in cell.split(";") if entry)
+
+
+def _custom(id: int, name: str, new: list[str], parent: str | None) -> Anatomy:
+    side = _side(name)
+    partner = _other_side(name) if side else None
+    return Anatomy(
+        id=id,
+        name=name,
+        groups=("custom",),
+        decoder="custom",
+        side=side,
+        parent=parent,
+        partner=partner if partner in new else None,
+        colour=_colour(name),
+    )
+
+
+def _side(name: str) -> str:
+    """The side that a name says: one of its words is `left` or `right`, not both."""
+    said = {part for part in _word(name).split("_") if part in OPPOSITE}
+    return said.pop() if len(said) == 1 else ""
+
+
+def _other_side(name: str) -> str:
+    return re.sub(r"(?<![A-Za-z])(left|right)(?![A-Za-z])", lambda side: OPPOSITE[side[0]], name)
+
+
+def _colour(name: str) -> Colour:
+    """A lively colour that depends on the name alone."""
+    digest = sha256(name.encode()).digest()
+    hue, lightness, saturation = digest[0] / 256, 0.45 + digest[1] / 1024, 0.5 + digest[2] / 640
+    red, green, blue = (round(255 * part) for part in hls_to_rgb(hue, lightness, saturation))
+    return red, green, blue
+
+
+# --- checks
+
+
+def _check(anatomies: tuple[Anatomy, ...]) -> None:
+    by_name = {anatomy.name: anatomy for anatomy in anatomies}
+    if len({anatomy.id for anatomy in anatomies}) < len(anatomies):
+        raise UsageError(f"Ids of structures must be unique, given twice: {_twice(a.id for a in anatomies)}.")
+    if len(by_name) < len(anatomies):
+        raise UsageError(f"Names of structures must be unique, given twice: {_twice(a.name for a in anatomies)}.")
+    for anatomy in anatomies:
+        _check_name(anatomy)
+        _check_references(anatomy, by_name)
+    for anatomy in anatomies:
+        _check_ancestry(anatomy, by_name)
+
+
+def _check_name(anatomy: Anatomy) -> None:
+    if not re.fullmatch(r"[^\s,;/\\.\x00-\x1f]([^,;/\\\x00-\x1f]*[^\s,;/\\\x00-\x1f])?", anatomy.name):
+        raise UsageError(
+            f"A structure cannot be called {anatomy.name!r}; expected a name without commas, semicolons, "
+            "slashes, a leading dot or spaces at the ends."
+        )
+    if anatomy.side != _side(anatomy.name):
+        raise UsageError(f"The side of '{anatomy.name}' must agree with its name, given: '{anatomy.side}'.")
+
+
+def _check_references(anatomy: Anatomy, by_name: Mapping[str, Anatomy]) -> None:
+    references = [("parent", anatomy.parent), ("partner", anatomy.partner), *(("host", host) for host in anatomy.hosts)]
+    for role, name in references:
+        if name is not None and name not in by_name:
+            raise UsageError(f"The {role} of '{anatomy.name}' must be a structure, given: '{name}'.")
+    if anatomy.partner is None:
+        return
+    partner = by_name[anatomy.partner]
+    if partner.partner != anatomy.name or OPPOSITE.get(anatomy.side) != partner.side:
+        raise UsageError(f"'{anatomy.name}' and '{partner.name}' must be partners of each other, on opposite sides.")
+
+
+def _check_ancestry(anatomy: Anatomy, by_name: Mapping[str, Anatomy]) -> None:
+    seen = {anatomy.name}
+    for parent in _lineage(anatomy, by_name):
+        if parent in seen:
+            raise UsageError(f"A structure cannot contain itself: '{parent}' does, through its parents.")
+        seen.add(parent)
+
+
+def _twice(values: Iterable[object]) -> str:
+    seen: set[object] = set()
+    return ", ".join(dict.fromkeys(str(value) for value in values if value in seen or seen.add(value)))

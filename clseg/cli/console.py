@@ -1,0 +1,122 @@
+"""The only place that prints, and the only place that turns errors into exit codes.
+
+Results go to stdout, everything else (progress, warnings, errors) to stderr.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from clseg.errors import ClsegError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells expect
+
+
+@dataclass
+class Terminal:
+    """How much this run says: `quiet` shows errors alone, `verbose` adds details."""
+
+    quiet: bool = False
+    verbose: bool = False
+    _err: Console | None = field(default=None, repr=False)
+
+    @property
+    def err(self) -> Console:
+        from rich.console import Console
+
+        if self._err is None:
+            self._err = Console(stderr=True, highlight=False)
+        return self._err
+
+    @property
+    def lively(self) -> bool:
+        """Whether bars and spinners make sense."""
+        return not self.quiet and self.err.is_terminal
+
+    def result(self, text: str) -> None:
+        """One line of the answer, for pipes."""
+        print(text)
+
+    def table(self, title: str, header: list[str], rows: list[list[str]]) -> None:
+        """A table on stdout; numbers are right-aligned."""
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table(title=title or None, title_justify="left")
+        for column in header:
+            table.add_column(column, justify="left" if column == header[0] else "right", overflow="fold")
+        for row in rows:
+            table.add_row(*row)
+        plain = not sys.stdout.isatty()
+        Console(width=160 if plain else None, highlight=False).print(table)
+
+    def note(self, text: str) -> None:
+        if not self.quiet:
+            self.err.print(text, markup=False)
+
+    def detail(self, text: str) -> None:
+        if self.verbose and not self.quiet:
+            self.err.print(text, markup=False, style="dim")
+
+    def warn(self, text: str) -> None:
+        if not self.quiet:
+            self.err.print(f"[yellow]warning:[/yellow] {_escape(text)}")
+
+    def error(self, text: str, tip: str | None = None) -> None:
+        self.err.print(f"[red]error:[/red] {_escape(text)}")
+        if tip:
+            self.err.print(f"[cyan]tip:[/cyan] {_escape(tip)}")
+
+    @contextmanager
+    def progress(self) -> Iterator[Progress | None]:
+        """Bars on stderr, or None when they would only litter a log."""
+        if not self.lively:
+            yield None
+            return
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+        columns: tuple[Any, ...] = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=self.err, transient=True) as progress:
+            yield progress
+
+
+@contextmanager
+def exit_codes(terminal: Terminal) -> Iterator[None]:
+    """Turn every error raised on purpose into one sentence and an exit code.
+
+    0 done · 1 failed · 2 the call was wrong · 130 interrupted.
+    """
+    import typer
+
+    try:
+        yield
+    except ClsegError as error:
+        terminal.error(error.message, error.tip)
+        raise typer.Exit(error.exit_code) from error
+    except KeyboardInterrupt as error:
+        terminal.error("Interrupted; no half-written file is left behind.")
+        raise typer.Exit(INTERRUPTED) from error
+    except BrokenPipeError as error:  # `clseg rois | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(0) from error
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)

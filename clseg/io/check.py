@@ -1,0 +1,198 @@
+"""Check: is this volume a CT that can be segmented, and what must be mended first?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from clseg.errors import InputError
+from clseg.volume import Volume
+
+AIR_HU = -1024
+
+_SPACING_MM = (0.05, 20.0)
+_NOT_FINITE_SHARE = 0.01
+_CLIP = (-32768, 32767)
+_SHEAR = 1e-3  # largest cosine between two axes that counts as a right angle
+_THICK_MM = 10.0
+_THIN_MM = 20.0
+_SAMPLE = 1_000_000
+
+_HU_TIP = (
+    "Convert the original DICOM series again with rescale slope and intercept applied and without a window, e.g. with dcm2niix; "
+    "in Hounsfield units air is about -1000, fat -100, water 0 and bone above 300."
+)
+
+
+@dataclass(frozen=True)
+class CheckedScan:
+    """A CT that may be segmented.
+
+    `volume` is the scan with faulty voxels mended; `warnings` are sentences for the user; `needs_orthonormal` is True
+    when the axes of the grid are not at right angles, so that it must be resampled to a grid whose axes are.
+    """
+
+    volume: Volume
+    warnings: tuple[str, ...]
+    needs_orthonormal: bool
+
+
+def check(volume: Volume) -> CheckedScan:
+    """Refuse what is not a CT in Hounsfield units, mend what can be mended, and say what was done.
+
+    Raises InputError for one slice, an absurd voxel size, more than 1 % voxels without a number, and values that are not HU.
+    """
+    _refuse_flat(volume)
+    _refuse_spacing(volume)
+    mended, warnings = _mend(volume)
+    warnings += _judge_values(mended.array)
+    warnings += _judge_grid(mended)
+    sheared = _is_sheared(mended.affine)
+    if sheared:
+        warnings.append("The axes of the scan are not at right angles; it is resampled to a grid whose axes are, and the result is brought back.")
+    return CheckedScan(mended, tuple(warnings), sheared)
+
+
+# ---- refusals ---------------------------------------------------------------------------------------------------------
+
+
+def _refuse_flat(volume: Volume) -> None:
+    if min(volume.shape) < 2:
+        raise InputError(
+            f"The scan has {' × '.join(map(str, volume.shape))} voxels, expected at least 2 along every axis.",
+            tip="Give the whole scan, not a single slice.",
+        )
+
+
+def _refuse_spacing(volume: Volume) -> None:
+    low, high = _SPACING_MM
+    if min(volume.spacing) < low or max(volume.spacing) > high:
+        raise InputError(
+            f"The voxels measure {' × '.join(f'{edge:g}' for edge in volume.spacing)} mm, expected edges between {low:g} and {high:g} mm.",
+            tip="The header may be damaged or in another unit than mm; convert the scan again from its DICOM series.",
+        )
+
+
+# ---- mending ----------------------------------------------------------------------------------------------------------
+
+
+def _mend(volume: Volume) -> tuple[Volume, list[str]]:
+    """Air where there is no number, and no values outside 16 bits."""
+    array, warnings = volume.array, []
+    if array.dtype.kind == "f":
+        finite = np.isfinite(array)
+        bad = array.size - int(np.count_nonzero(finite))
+        if bad > _NOT_FINITE_SHARE * array.size:
+            raise InputError(f"{bad / array.size:.1%} of the voxels hold no number (NaN or infinity), expected at most {_NOT_FINITE_SHARE:.0%}.", tip=_HU_TIP)
+        if bad:
+            array = np.where(finite, array, np.asarray(AIR_HU, array.dtype))
+            warnings.append(f"{_count(bad, 'voxel')} without a number (NaN or infinity) {'was' if bad == 1 else 'were'} replaced by air ({AIR_HU} HU).")
+    low, high = array.min(), array.max()
+    if low < _CLIP[0] or high > _CLIP[1]:
+        array = np.clip(array, max(_CLIP[0], int(low)), min(_CLIP[1], int(high)))
+        warnings.append(f"Values from {low:g} to {high:g} were cut to {_CLIP[0]}…{_CLIP[1]} HU.")
+    return (volume if array is volume.array else replace(volume, array=array)), warnings
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"
+
+
+# ---- values -----------------------------------------------------------------------------------------------------------
+
+
+def _judge_values(array: np.ndarray) -> list[str]:
+    """Refuse values that cannot be HU (see `_why_not_hu`); warn about those that are HU of a strange kind."""
+    low, high = float(array.min()), float(array.max())
+    sample = _sample(array)
+    reason, tip = _why_not_hu(sample, low, high)
+    if reason:
+        raise InputError(f"The values run from {low:g} to {high:g} and are not Hounsfield units: {reason}.", tip=tip)
+    warnings = []
+    if low > -500 and _share(sample, low, low) > 0.1:
+        warnings.append(f"No value is below {low:g} HU and many are exactly that: the scan seems to have been exported with a window, and air cannot be told from tissue.")
+    if high < 500 and _share(sample, high, high) > 0.02:
+        warnings.append(f"No value is above {high:g} HU and many are exactly that: the scan seems to have been exported with a window, and bone cannot be told from contrast.")
+    return warnings
+
+
+def _why_not_hu(sample: np.ndarray, low: float, high: float) -> tuple[str, str]:
+    """The reason why values are not HU and what to do, or two empty strings.
+
+    What tells a CT from other pictures: something is colder than water.  Air, lung or fat (below -30 HU) make up at
+    least 1 % of a CT, even of a crop inside the body; MR, PET and 8-bit pictures have none, or a trace of undershoot
+    from resampling.
+    """
+    cold = _share(sample, -np.inf, -30)
+    if low == high:
+        return "every voxel has the same value", _HU_TIP
+    if high - low <= 30:
+        return "they look normalised (0 to 1, or to unit variance)", _HU_TIP
+    if low >= 0 and high <= 300:
+        return "they look like an 8-bit picture, made with a window", _HU_TIP
+    if cold < 0.05 and _has_offset(sample):
+        return "they look like a CT stored with 1024 added", _offset_tip()
+    if cold < 0.001:
+        return "there is no air and no fat; it may be an MR or PET scan", _HU_TIP
+    if cold < 0.05 and (_share(sample, 300, np.inf) > 0.35 or _share(sample, -2, 2) > 0.3):
+        return "there is hardly any air or fat, and much that would be bone or exactly water; it may be an MR or PET scan", _HU_TIP
+    if _share(sample, -200, 300) < 0.001:
+        return "there is no soft tissue (-200 to 300 HU)", _HU_TIP
+    return "", ""
+
+
+def _has_offset(sample: np.ndarray) -> bool:
+    """True for air near 0 and tissue near 1024, with less between them (or, in a crop, for tissue near 1024 alone)."""
+    tissue = _share(sample, 824, 1324)
+    if tissue < 0.05 or sample.max() > 5200:
+        return False
+    return float(np.median(sample)) >= 824 or _share(sample, -100, 324) > _share(sample, 400, 750) < tissue
+
+
+def _offset_tip() -> str:
+    return (
+        "Subtract it: python -c \"import nibabel as nib; n = nib.load('scan.nii.gz'); "
+        "nib.save(nib.Nifti1Image((n.get_fdata() - 1024).astype('int16'), n.affine), 'scan_hu.nii.gz')\", "
+        "or convert the DICOM series again with the rescale intercept applied."
+    )
+
+
+def _sample(array: np.ndarray) -> np.ndarray:
+    """Up to about a million voxels on a coarser grid, flat."""
+    step = max(1, int(np.ceil((array.size / _SAMPLE) ** (1 / 3))))
+    steps = tuple(slice(None, None, step if length > 2 * step else 1) for length in array.shape)
+    return array[steps].ravel(order="K").astype(np.float32)
+
+
+def _share(sample: np.ndarray, low: float, high: float) -> float:
+    """The share of values in [low, high]."""
+    return float(np.count_nonzero((sample >= low) & (sample <= high)) / sample.size)
+
+
+# ---- grid -------------------------------------------------------------------------------------------------------------
+
+
+def _judge_grid(volume: Volume) -> list[str]:
+    warnings = []
+    header = volume.header
+    if header is not None and header.sform_code <= 0 and header.qform_code <= 0:
+        warnings.append("The file does not say how the patient lies (qform and sform are not set): left and right may be swapped.")
+    elif header is not None and header.sform_code > 0 and header.qform_code > 0 and _disagree(header.sform, header.qform, volume):
+        warnings.append("The two positions in the file's header (qform and sform) disagree; the sform is used.")
+    if max(volume.spacing) > _THICK_MM:
+        warnings.append(f"The voxels are {max(volume.spacing):g} mm long: small structures cannot be seen.")
+    extent = min(length * edge for length, edge in zip(volume.shape, volume.spacing, strict=True))
+    if extent < _THIN_MM:
+        warnings.append(f"The scan is only {extent:.0f} mm thick: structures are told by their surroundings, results may be poor.")
+    return warnings
+
+
+def _disagree(one: np.ndarray, other: np.ndarray, volume: Volume) -> bool:
+    """True when two affines put a corner of the volume more than a voxel apart."""
+    return not Volume(volume.array, one).same_grid(Volume(volume.array, other), tolerance_mm=max(volume.spacing))
+
+
+def _is_sheared(affine: np.ndarray) -> bool:
+    axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    return bool(np.abs(axes.T @ axes - np.eye(3)).max() > _SHEAR)

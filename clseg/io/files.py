@@ -1,0 +1,343 @@
+"""Files: read a scan by its content, and write results that appear whole or not at all."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import hashlib
+import json
+import math
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+
+from clseg.errors import InputError, OutputError, UsageError
+from clseg.volume import Volume
+
+if TYPE_CHECKING:
+    import SimpleITK
+
+AnyPath = str | os.PathLike[str]
+
+_CHUNK = 1 << 20
+_SNIFF = 1024
+
+
+# ---- reading ----------------------------------------------------------------------------------------------------------
+
+
+def read(path: AnyPath) -> Volume:
+    """Read a scan: NIfTI, NRRD or MetaImage (told apart by content, not by name), or a folder with one DICOM series.
+
+    The affine is in RAS+ mm whatever the format says.
+
+    Raises UsageError when there is nothing at `path`, InputError when what is there is not one readable 3-D scan.
+    """
+    path = existing(path)
+    if path.is_dir():
+        return _read_dicom_folder(path)
+    start = _first_bytes(path)
+    if not start:
+        raise InputError(f"'{path}' is empty (0 bytes).", tip="Copy or download the file again.")
+    if start[:2] == b"\x1f\x8b" or start[344:347] in (b"n+1", b"ni1") or start[4:7] in (b"n+2", b"ni2"):
+        from clseg.io.nifti import read_nifti
+
+        return read_nifti(path)
+    if start[:4] == b"NRRD":
+        return _read_itk(path, "NrrdImageIO")
+    if b"NDims" in start and b"DimSize" in start:
+        return _read_itk(path, "MetaImageIO")
+    raise InputError(f"'{path}' is {_what(start)}, expected NIfTI, NRRD, MetaImage or a folder with a DICOM series.", tip=_advice(start))
+
+
+def existing(path: AnyPath) -> Path:
+    """The path, if a file or folder is there; UsageError otherwise."""
+    path = Path(path)
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UsageError(f"There is no file or folder '{path}'.") from error
+    except OSError as error:
+        raise InputError(f"'{path}' cannot be read: {error.strerror}.") from error
+    return path
+
+
+def sha256_of(path: AnyPath) -> str:
+    """The sha256 of a file as 64 hexadecimal digits, read in pieces."""
+    path = existing(path)
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as stream:
+            while piece := stream.read(_CHUNK):
+                digest.update(piece)
+    except OSError as error:
+        raise InputError(f"'{path}' cannot be read: {error.strerror}.") from error
+    return digest.hexdigest()
+
+
+def _first_bytes(path: Path) -> bytes:
+    try:
+        with open(path, "rb") as stream:
+            return stream.read(_SNIFF)
+    except OSError as error:
+        raise InputError(f"'{path}' cannot be read: {error.strerror}.") from error
+
+
+def _what(start: bytes) -> str:
+    """What a file that is no scan seems to be, as words that follow 'is'."""
+    if start[128:132] == b"DICM":
+        return "a single DICOM file"
+    if start[:4] == b"PK\x03\x04":
+        return "a zip archive"
+    if start[:4] in (b"\x5c\x01\x00\x00", b"\x00\x00\x01\x5c"):
+        return "an Analyze 7.5 file or a damaged NIfTI file (its magic word is missing)"
+    if not any(start):
+        return "filled with zeros"
+    with suppress(UnicodeDecodeError):
+        start[:512].decode("ascii")
+        return "a text file"
+    return "no scan in a known format"
+
+
+def _advice(start: bytes) -> str | None:
+    if start[128:132] == b"DICM":
+        return "Give the folder that holds the series instead of one file."
+    if start[:4] == b"PK\x03\x04":
+        return "Unpack it first and give the file or folder inside."
+    return None
+
+
+def _read_dicom_folder(folder: Path) -> Volume:
+    """The one DICOM series of a folder (subfolders are not searched)."""
+    import SimpleITK as sitk
+
+    with _itk_silent():
+        series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
+        if not series:
+            raise InputError(f"The folder '{folder}' holds no DICOM series.", tip="Give the folder that holds the slices, or a NIfTI file.")
+        if len(series) > 1:
+            raise InputError(
+                f"The folder '{folder}' holds {len(series)} DICOM series ({', '.join(series[:3])}{', …' if len(series) > 3 else ''}), expected one.",
+                tip="Put the series that is wanted into a folder of its own.",
+            )
+        names = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series[0])
+        try:
+            image = sitk.ReadImage(names)
+            if image.HasMetaDataKey("ITK_non_uniform_sampling_deviation"):
+                _refuse_gaps(names, folder)
+            return _from_itk(image, folder)
+        except RuntimeError as error:
+            raise InputError(f"The DICOM series in '{folder}' cannot be read: {_reason(error)}.") from error
+
+
+def _refuse_gaps(names: Sequence[str], folder: Path) -> None:
+    """InputError when slices of a series are missing or uneven by more than a tenth of their distance."""
+    import SimpleITK as sitk
+
+    reader = sitk.ImageFileReader()
+    origins, normal = [], np.zeros(3)
+    for name in names:
+        reader.SetFileName(name)
+        reader.ReadImageInformation()
+        origins.append(reader.GetOrigin())
+        normal = np.array(reader.GetDirection()).reshape(3, 3)[:, 2]
+    gaps = np.abs(np.diff(np.array(origins) @ normal))
+    if gaps.size and np.abs(gaps - np.median(gaps)).max() > 0.1 * np.median(gaps):
+        raise InputError(
+            f"The slices of the DICOM series in '{folder}' are {gaps.min():g} to {gaps.max():g} mm apart, expected even distances; slices may be missing.",
+            tip="Export the series again in full.",
+        )
+
+
+def _read_itk(path: Path, image_io: str) -> Volume:
+    import SimpleITK as sitk
+
+    with _itk_silent():
+        try:
+            return _from_itk(sitk.ReadImage(str(path), imageIO=image_io), path)
+        except RuntimeError as error:
+            raise InputError(
+                f"'{path}' is damaged or incomplete: {_reason(error)}.", tip="Copy or download the file again (with its data file, if it has one)."
+            ) from error
+
+
+def _from_itk(image: SimpleITK.Image, path: Path) -> Volume:
+    """A Volume from an ITK image: axes (i, j, k), patient coordinates turned from LPS to RAS."""
+    import SimpleITK as sitk
+
+    from clseg.io.nifti import float32_or_integer, refuse_many_volumes
+
+    if image.GetNumberOfComponentsPerPixel() > 1:
+        raise InputError(f"'{path}' holds {image.GetNumberOfComponentsPerPixel()} values per voxel (colour or vectors), expected one HU value.")
+    if image.GetDimension() < 3:
+        raise InputError(f"'{path}' is a 2-D picture of {image.GetSize()} pixels, expected a 3-D scan.")
+    if image.GetDimension() > 3:
+        refuse_many_volumes(image.GetSize(), path)
+        image = sitk.Extract(image, (*image.GetSize()[:3], *(0 for _ in image.GetSize()[3:])))
+    array = sitk.GetArrayFromImage(image).transpose(2, 1, 0)  # ITK's arrays are (k, j, i)
+    affine = np.eye(4)
+    affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * image.GetSpacing()
+    affine[:3, 3] = image.GetOrigin()
+    affine[:2] *= -1  # ITK is LPS, ours is RAS
+    return Volume(float32_or_integer(array, path), affine + 0.0)  # no negative zeros
+
+
+@contextmanager
+def _itk_silent() -> Iterator[None]:
+    """ITK writes warnings to the terminal; not while we read."""
+    import SimpleITK as sitk
+
+    before = sitk.ProcessObject.GetGlobalWarningDisplay()
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    try:
+        yield
+    finally:
+        sitk.ProcessObject.SetGlobalWarningDisplay(before)
+
+
+def _reason(error: Exception) -> str:
+    """The last line of ITK's long story, without its full stop."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1].rstrip(".") if lines else type(error).__name__
+
+
+# ---- writing ----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def writing(path: AnyPath, mode: str = "wb") -> Iterator[IO[Any]]:
+    """Open a file for writing that gets its name only when it is complete.
+
+    The bytes go to a temporary name in the same folder, then to the disk (fsync), and are moved into place in one step;
+    whatever interrupts the block, the temporary file is removed and an older file at `path` stays as it was.
+    `mode` is 'wb', or 'w' for UTF-8 text.
+
+    Raises OutputError when the file cannot be written.
+    """
+    final = Path(os.path.realpath(path))  # through a link to the file it names
+    if final.exists() and not final.is_file():
+        raise OutputError(f"'{path}' cannot be written: it is not a regular file.")
+    part = final.with_name(f".{final.name[:40]}.{os.getpid()}-{secrets.token_hex(4)}.part")
+    stream: IO[Any] | None = None
+    try:
+        stream = _create(part, mode)
+        yield stream
+        stream.flush()
+        _to_disk(stream)
+        stream.close()
+        os.replace(part, final)
+    except BaseException as error:
+        with suppress(OSError):
+            if stream is not None:
+                stream.close()
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename in (None, str(part), part):  # not one about another file
+            raise _cannot_write(path, error) from error
+        raise
+
+
+def write_json(path: AnyPath, obj: Any) -> None:
+    """Write readable JSON (UTF-8); numpy values become plain ones, NaN and infinity become null."""
+    text = json.dumps(_plain(obj), indent=2, ensure_ascii=False, allow_nan=False)
+    with writing(path, "w") as stream:
+        stream.write(text + "\n")
+
+
+def write_csv(path: AnyPath, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write a comma-separated table (UTF-8, one line feed per row); None and NaN become empty cells."""
+    with writing(path, "w") as stream:
+        table = csv.writer(stream, lineterminator="\n")
+        table.writerow(header)
+        for row in rows:
+            if len(row) != len(header):
+                raise ValueError(f"The table has {len(header)} columns, this row has {len(row)}: {row!r}.")
+            table.writerow(["" if cell is None else cell for cell in map(_plain, row)])
+
+
+def prepare_folder(path: AnyPath) -> Path:
+    """Create the folder (and its parents) if need be and prove that files can be made in it.
+
+    Raises UsageError when a file stands in its place, OutputError when it cannot be created or written to.
+    """
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UsageError(f"The output folder '{folder}' cannot be made: a file of that name is in its place.") from error
+    except OSError as error:
+        raise _cannot_write(folder, error) from error
+    return folder
+
+
+def check_writable(path: AnyPath, need_bytes: int = 0) -> Path:
+    """`prepare_folder`, and prove that `need_bytes` more fit on its disk (OutputError if not)."""
+    folder = prepare_folder(path)
+    free = shutil.disk_usage(folder).free
+    if free < need_bytes:
+        raise OutputError(
+            f"The disk of '{folder}' is too full: up to {_size(need_bytes)} may be needed, {_size(free)} are free.",
+            tip="Free some space or choose an output folder on another disk.",
+        )
+    return folder
+
+
+def _create(part: Path, mode: str) -> IO[Any]:
+    """A new file, with the rights that new files have here."""
+    if "b" in mode:
+        return open(part, "xb")
+    return open(part, "x", encoding="utf-8", newline="")
+
+
+def _to_disk(stream: IO[Any]) -> None:
+    """fsync, where the file system knows what that is."""
+    try:
+        os.fsync(stream.fileno())
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+
+
+def _cannot_write(path: AnyPath, error: OSError) -> OutputError:
+    reasons = {
+        errno.ENOSPC: ("the disk is full", "Free some space or choose an output folder on another disk."),
+        errno.EDQUOT: ("the disk quota is used up", "Free some space or choose an output folder on another disk."),
+        errno.EACCES: ("permission denied", "Choose a folder that belongs to you."),
+        errno.EPERM: ("permission denied", "Choose a folder that belongs to you."),
+        errno.EROFS: ("the file system is read-only", "Choose another output folder."),
+        errno.ENOENT: ("its folder does not exist", "Create the folder first."),
+    }
+    reason, tip = reasons.get(error.errno or 0, ((error.strerror or str(error)).lower(), None))
+    return OutputError(f"'{path}' cannot be written: {reason}.", tip=tip)
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON knows it."""
+    if isinstance(value, dict):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    if isinstance(value, (np.generic, np.ndarray)):
+        return _plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return value
+
+
+def _size(count: float) -> str:
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"

@@ -1,0 +1,466 @@
+"""Manifest: the list of models and of the weight files (assets) they are made of.
+
+`weights_manifest.json` at the top of the repository is the single list; a user's own list lies in CLSEG_HOME
+and is `merged` into it.  The file is JSON:
+
+    {"format": 1,
+     "models": {"starter": {"description": "…", "licence": "MIT", "assets": ["starter-encoder", "starter-lungs"]}},
+     "assets": {
+        "starter-encoder": {
+           "kind": "encoder", "file": "starter/encoder.safetensors", "bytes": 1200000, "sha256": "…64 hex digits…",
+           "licence": "MIT", "sources": ["package:data/starter/encoder.safetensors"]},
+        "starter-lungs": {
+           "kind": "decoder", "file": "starter/lungs.safetensors", "bytes": 90000, "sha256": "…", "licence": "MIT",
+           "sources": ["https://example.org/lungs.safetensors"], "requires": ["starter-encoder"],
+           "labels": ["lung_left", "lung_right"]}}}
+
+    kind      encoder | decoder (paints `labels`; background is not listed) | bodypart (which slices can hold what)
+    file      the asset's name below a mirror or a bundle: relative, with `/`, never leaving that folder
+    sources   where it may come from, any number of
+                  package:data/x.safetensors    shipped inside the package
+                  weights/x.safetensors         beside the manifest file itself
+                  file:///srv/x.safetensors     elsewhere on this machine or a mounted share
+                  https://host/x.safetensors    downloaded; http:// only from 127.0.0.0/8, localhost and [::1]
+    requires  assets that must be loaded too: the encoder it was trained on, supporting decoders
+
+What must hold, or a WeightsError says which sentence is broken: no unknown or repeated keys; `requires` leads to listed
+assets and never in a circle; every decoder reaches an encoder, through `requires` or because its model lists exactly
+one; one `file` name means one sha256.  A manifest is complete in itself: a user's own repeats the entry of an encoder
+that it uses.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
+from functools import cached_property
+from graphlib import CycleError, TopologicalSorter
+from importlib.resources import files
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+from clseg.errors import OutputError, UnknownName, WeightsError
+
+FILE_NAME = "weights_manifest.json"
+FORMAT = 1
+KINDS = ("encoder", "bodypart", "decoder")  # in the order they are loaded
+
+_FACTS = ("kind", "file", "bytes", "sha256", "licence")  # the keys every asset has
+_LISTS = ("sources", "requires", "labels")  # the keys an asset may have
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")  # two letters or more: `C:` is a drive
+_NOT_PORTABLE = set('\\:*?"<>|')
+
+
+@dataclass(frozen=True)
+class Asset:
+    """One weight file: what it is, what its bytes must be, where it may come from; checked when made.
+
+    `folder` is where the manifest was read from: sources without a scheme are relative to it.
+    """
+
+    name: str
+    kind: str
+    file: str
+    bytes: int
+    sha256: str
+    licence: str
+    sources: tuple[str, ...] = ()
+    requires: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+    folder: Path | None = field(default=None, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        problem = _asset_problem(self) or next(filter(None, map(source_problem, self.sources)), None)
+        if problem:
+            raise WeightsError(f"Asset '{self.name}': {problem}.")
+
+    @classmethod
+    def from_dict(cls, name: str, entry: Any, folder: Path | None = None) -> Asset:
+        """The asset that the JSON object `entry` describes."""
+        entry = _object(f"Asset '{name}'", entry, _FACTS, _LISTS)
+        lists = {key: _texts(f"Asset '{name}'", key, entry[key]) for key in _LISTS if key in entry}
+        return cls(**{**entry, **lists, "name": name, "folder": folder})
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON object of this asset; its name is the key under which it is listed."""
+        return {key: getattr(self, key) for key in _FACTS} | {key: list(getattr(self, key)) for key in _LISTS}
+
+
+@dataclass(frozen=True)
+class Model:
+    """A set of assets with a name that a user can ask for (`--model starter`)."""
+
+    name: str
+    description: str
+    licence: str
+    assets: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        problem = _model_problem(self)
+        if problem:
+            raise WeightsError(f"Model '{self.name}': {problem}.")
+
+    @classmethod
+    def from_dict(cls, name: str, entry: Any) -> Model:
+        """The model that the JSON object `entry` describes."""
+        entry = _object(f"Model '{name}'", entry, ("description", "licence", "assets"))
+        return cls(**{**entry, "assets": _texts(f"Model '{name}'", "assets", entry["assets"]), "name": name})
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON object of this model; its name is the key under which it is listed."""
+        return {"description": self.description, "licence": self.licence, "assets": list(self.assets)}
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All models and assets, checked as a whole when made; see the module's text for the rules."""
+
+    models: tuple[Model, ...]
+    assets: tuple[Asset, ...]
+
+    def __post_init__(self) -> None:
+        for problem in _manifest_problems(self):
+            raise WeightsError(f"{problem}.")
+
+    @classmethod
+    def builtin(cls) -> Manifest:
+        """The manifest of this `clseg`: inside an installed package, at the top of an editable checkout."""
+        inside = Path(str(files("clseg").joinpath(FILE_NAME)))
+        return cls.read(inside if inside.is_file() else Path(__file__).parents[1] / FILE_NAME)
+
+    @classmethod
+    def read(cls, path: str | Path) -> Manifest:
+        """The manifest in the JSON file `path`; WeightsError names the file and what is wrong with it."""
+        path = Path(path)
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_repeats)
+            return cls.from_dict(data, path.absolute().parent)
+        except OSError as error:
+            raise WeightsError(f"The manifest {path} cannot be read: {error.strerror}.") from error
+        except (ValueError, RecursionError) as error:
+            raise WeightsError(f"The manifest {path} is not JSON text: {error}.") from error
+        except WeightsError as error:
+            raise WeightsError(f"The manifest {path} is not usable: {error.message}", tip=error.tip) from error
+
+    @classmethod
+    def from_dict(cls, data: Any, folder: Path | None = None) -> Manifest:
+        """The manifest in a JSON object; sources without a scheme are relative to `folder`."""
+        if isinstance(data, Mapping) and data.get("format", FORMAT) != FORMAT:
+            told = f"Its format is {data['format']!r}, this clseg reads format {FORMAT}."
+            raise WeightsError(told, tip="Update clseg.")
+        data = _object("The manifest", data, ("format", "models", "assets"))
+        models, assets = (_object_of_objects(key, data[key]) for key in ("models", "assets"))
+        return cls(
+            models=tuple(Model.from_dict(name, entry) for name, entry in models.items()),
+            assets=tuple(Asset.from_dict(name, entry, folder) for name, entry in assets.items()),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON object that `from_dict` reads."""
+        models = {model.name: model.to_dict() for model in self.models}
+        return {"format": FORMAT, "models": models, "assets": {asset.name: asset.to_dict() for asset in self.assets}}
+
+    def write(self, path: str | Path) -> None:
+        """Write the JSON file whole or not at all; OutputError when the place does not allow it."""
+        path = Path(path)
+        unfinished = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
+        try:
+            unfinished.write_text(json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            os.replace(unfinished, path)
+        except OSError as error:
+            raise OutputError(f"The manifest cannot be written to {path}: {error.strerror}.") from error
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+    def model(self, name: str) -> Model:
+        """The model called `name`; UnknownName offers the nearest."""
+        return _named("model", name, self._models)
+
+    def asset(self, name: str) -> Asset:
+        """The asset called `name`; UnknownName offers the nearest."""
+        return _named("asset", name, self._assets)
+
+    def labels_of(self, model: str) -> dict[str, tuple[str, ...]]:
+        """Every label of a model with the names of the decoders that hold it, in the manifest's order."""
+        holders: dict[str, tuple[str, ...]] = {}
+        for asset in map(self.asset, self.model(model).assets):
+            for label in asset.labels:
+                holders[label] = (*holders.get(label, ()), asset.name)
+        return holders
+
+    def assets_for(self, model: str, structures: Iterable[str]) -> tuple[Asset, ...]:
+        """What must be loaded to segment `structures`: encoders, then body-part regressors, then decoders.
+
+        Only decoders that hold a wanted structure are chosen, with everything they require, each once; a model's
+        body-part regressors come along.  Structures the model does not hold are passed over (see `labels_of`), so the
+        result is empty when it holds none.  The order does not depend on the order of `structures`.
+        """
+        if isinstance(structures, str):
+            raise TypeError(f"structures is a collection of names, given the single text '{structures}'.")
+        wanted = set(structures)
+        listed = [self.asset(name) for name in self.model(model).assets]
+        decoders = [asset for asset in listed if wanted.intersection(asset.labels)]
+        if not decoders:
+            return ()
+        chosen = self._with_required([*decoders, *self._implied_encoders(listed, decoders), *_of("bodypart", listed)])
+        return tuple(sorted(chosen, key=lambda asset: (KINDS.index(asset.kind), self._order[asset.name])))
+
+    def merged(self, other: Manifest) -> Manifest:
+        """Both lists as one, e.g. the builtin and the user's own.
+
+        A model in both gets the assets of both and keeps this manifest's words; an asset in both keeps this manifest's
+        entry and gains the other's sources.  WeightsError when one asset name stands for two different files.
+        """
+        for asset in other.assets:
+            _check_same_file(self._assets.get(asset.name, asset), asset)
+        models = [_joined_models(model, other._models.get(model.name)) for model in self.models]
+        assets = [_joined_assets(asset, other._assets.get(asset.name)) for asset in self.assets]
+        models += [model for model in other.models if model.name not in self._models]
+        assets += [asset for asset in other.assets if asset.name not in self._assets]
+        return Manifest(tuple(models), tuple(assets))
+
+    def with_asset(self, model: str, asset: Asset) -> Manifest:
+        """This manifest with `asset` listed in `model`, in place of an older asset of that name."""
+        changed = replace(self.model(model), assets=_once((*self.model(model).assets, asset.name)))
+        models = tuple(changed if one.name == model else one for one in self.models)
+        return Manifest(models, tuple({**self._assets, asset.name: asset}.values()))
+
+    @cached_property
+    def _models(self) -> dict[str, Model]:
+        return {model.name: model for model in self.models}
+
+    @cached_property
+    def _assets(self) -> dict[str, Asset]:
+        return {asset.name: asset for asset in self.assets}
+
+    @cached_property
+    def _order(self) -> dict[str, int]:
+        """Place of every asset such that what it requires comes before it."""
+        required = TopologicalSorter({asset.name: asset.requires for asset in self.assets})
+        return {name: place for place, name in enumerate(required.static_order())}
+
+    def _with_required(self, assets: Iterable[Asset]) -> list[Asset]:
+        """These assets and all they require, directly or through others, each once."""
+        found: dict[str, Asset] = {}
+        open_ends = list(assets)
+        while open_ends:
+            asset = open_ends.pop()
+            if asset.name not in found:
+                found[asset.name] = asset
+                open_ends += [self._assets[name] for name in asset.requires]
+        return list(found.values())
+
+    def _implied_encoders(self, listed: list[Asset], decoders: list[Asset]) -> list[Asset]:
+        """The encoders of the model that some decoder uses without naming them."""
+        return _of("encoder", listed) if any(not _of("encoder", self._with_required([one])) for one in decoders) else []
+
+
+def url_problem(url: str) -> str | None:
+    """Why nothing may be fetched from this address; None when it is https://, or http:// on this machine."""
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        return f"'{url}' is not a valid address"
+    if not host or "\\" in url or not url.isascii() or not url.isprintable() or " " in url:
+        return f"'{url}' is not a valid address"
+    if url.startswith("https://"):
+        return None
+    if url.startswith("http://"):
+        return None if is_loopback(url) else f"'{url}' is not encrypted, http:// is for this machine only; use https://"
+    return f"'{url}' is not an https:// address"
+
+
+def is_loopback(url: str) -> bool:
+    """True when the host of the address is this machine itself: 127.0.0.0/8, localhost or [::1]."""
+    host = urlsplit(url).hostname or ""
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def source_problem(source: str) -> str | None:
+    """Why a manifest may not name this source; None when it may."""
+    scheme = _SCHEME.match(source)
+    if scheme is None:
+        return _path_problem("the source", source)
+    if scheme[1] == "package":
+        return _path_problem("the source", source.removeprefix("package:"))
+    if scheme[1] == "file":
+        good = re.match(r"file://(localhost)?/.", source)
+        return None if good else f"the source '{source}' must look like file:///folder/file"
+    if scheme[1] in ("https", "http"):
+        return url_problem(source)
+    known = "package:, file://, https:// or a relative path"
+    return f"the source '{source}' has the unknown scheme '{scheme[1]}', expected {known}"
+
+
+def _path_problem(what: str, path: str) -> str | None:
+    """Why this is not a plain path below a folder, the same on every system."""
+    parts = path.split("/")
+    if not path.isprintable() or _NOT_PORTABLE & set(path) or any(part.strip(" ") in ("", ".", "..") for part in parts):
+        return f"{what} '{path}' must be a relative path with '/' that stays in its folder"
+    return None
+
+
+def _asset_problem(asset: Asset) -> str | None:
+    if not _NAME.fullmatch(asset.name):
+        return "a name has letters, digits, '.', '_' and '-' only"
+    if asset.kind not in KINDS:
+        return f"the kind is {asset.kind!r}, expected {', '.join(KINDS)}"
+    if not isinstance(asset.bytes, int) or isinstance(asset.bytes, bool) or asset.bytes <= 0:
+        return f"bytes is {asset.bytes!r}, expected a whole number above 0"
+    if not isinstance(asset.sha256, str) or not _SHA256.fullmatch(asset.sha256):
+        return f"sha256 is {asset.sha256!r}, expected 64 hexadecimal digits in lower case"
+    if not isinstance(asset.licence, str) or not asset.licence:
+        return "it must name its licence"
+    if asset.kind == "decoder" and not asset.labels:
+        return "a decoder lists its labels"
+    if asset.kind != "decoder" and asset.labels:
+        return f"labels belong to decoders, this is of kind {asset.kind}"
+    if not isinstance(asset.file, str):
+        return f"file is {asset.file!r}, expected text"
+    return _repeat_problem("label", asset.labels) or _path_problem("the file", asset.file)
+
+
+def _model_problem(model: Model) -> str | None:
+    if not _NAME.fullmatch(model.name):
+        return "a name has letters, digits, '.', '_' and '-' only"
+    if not isinstance(model.description, str) or not isinstance(model.licence, str) or not model.licence:
+        return "description and licence must be text, the licence not empty"
+    return _repeat_problem("asset", model.assets)
+
+
+def _manifest_problems(manifest: Manifest) -> Iterable[str]:
+    """What is wrong with the list as a whole; later checks rely on earlier ones."""
+    known = manifest._assets
+    yield from _repeats("model", [model.name for model in manifest.models])
+    yield from _repeats("asset", [asset.name for asset in manifest.assets])
+    for asset in manifest.assets:
+        lost = [name for name in asset.requires if name not in known]
+        yield from (f"Asset '{asset.name}' requires '{name}', which is not listed" for name in lost)
+    yield from _circles(manifest)
+    yield from _shared_file_names(manifest.assets)
+    for model in manifest.models:
+        lost = [name for name in model.assets if name not in known]
+        yield from (f"Model '{model.name}' lists '{name}', which is not an asset" for name in lost)
+        yield from _decoders_without_encoder(manifest, model)
+
+
+def _repeats(what: str, names: list[str]) -> Iterable[str]:
+    problem = _repeat_problem(what, names)
+    if problem:
+        yield f"In the manifest, {problem}"
+
+
+def _repeat_problem(what: str, names: Iterable[str]) -> str | None:
+    """Why these names cannot be a set of names."""
+    seen: set[str] = set()
+    for name in names:
+        if name in seen or not name:
+            return f"the {what} '{name}' is listed twice" if name else f"a {what} has no name"
+        seen.add(name)
+    return None
+
+
+def _circles(manifest: Manifest) -> Iterable[str]:
+    try:
+        TopologicalSorter({asset.name: asset.requires for asset in manifest.assets}).prepare()
+    except CycleError as error:
+        yield f"Assets require each other in a circle: {' ← '.join(error.args[1])}"
+
+
+def _shared_file_names(assets: Iterable[Asset]) -> Iterable[str]:
+    owners: dict[str, Asset] = {}
+    for asset in assets:
+        owner = owners.setdefault(asset.file, asset)
+        if owner.sha256 != asset.sha256:
+            yield f"Assets '{owner.name}' and '{asset.name}' have different contents but one file name, '{asset.file}'"
+
+
+def _decoders_without_encoder(manifest: Manifest, model: Model) -> Iterable[str]:
+    listed = [manifest._assets[name] for name in model.assets]
+    encoders = _of("encoder", listed)
+    for decoder in _of("decoder", listed):
+        if len(encoders) != 1 and not _of("encoder", manifest._with_required([decoder])):
+            yield f"Model '{model.name}' has {len(encoders)} encoders and its decoder '{decoder.name}' requires none"
+
+
+def _of(kind: str, assets: Iterable[Asset]) -> list[Asset]:
+    return [asset for asset in assets if asset.kind == kind]
+
+
+def _once(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(names))
+
+
+def _named(kind: str, name: str, known: Mapping[str, Any]) -> Any:
+    if name not in known:
+        tip = f"Known: {', '.join(known)}." if known else None
+        raise UnknownName(kind, name, tuple(get_close_matches(name, known, n=3)), tip=tip)
+    return known[name]
+
+
+def _joined_models(ours: Model, theirs: Model | None) -> Model:
+    return replace(ours, assets=_once(ours.assets + theirs.assets)) if theirs else ours
+
+
+def _joined_assets(ours: Asset, theirs: Asset | None) -> Asset:
+    return replace(ours, sources=_once(ours.sources + _anywhere(theirs))) if theirs else ours
+
+
+def _anywhere(asset: Asset) -> tuple[str, ...]:
+    """The sources of an asset, those relative to its manifest written out in full."""
+    folder = asset.folder.as_uri() if asset.folder else None
+    return tuple(f"{folder}/{quote(one)}" if folder and not _SCHEME.match(one) else one for one in asset.sources)
+
+
+def _check_same_file(ours: Asset, theirs: Asset) -> None:
+    if ours.sha256 != theirs.sha256:
+        raise WeightsError(
+            f"Asset '{ours.name}' is listed with two contents, sha256 {ours.sha256} and {theirs.sha256}.",
+            tip="Give the asset in your own manifest another name, or take its entry out.",
+        )
+
+
+def _object(what: str, value: Any, needed: tuple[str, ...], optional: tuple[str, ...] = ()) -> dict[str, Any]:
+    """`value` when it is an object with all needed and no unknown keys."""
+    if not isinstance(value, Mapping):
+        raise WeightsError(f"{what} must be a JSON object, given {type(value).__name__}.")
+    unknown = [key for key in value if key not in needed + optional]
+    missing = [key for key in needed if key not in value]
+    if unknown:
+        raise WeightsError(f"{what} has the unknown key '{unknown[0]}', expected {', '.join(needed + optional)}.")
+    if missing:
+        raise WeightsError(f"{what} has no '{missing[0]}'.")
+    return dict(value)
+
+
+def _object_of_objects(key: str, value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise WeightsError(f"'{key}' must be a JSON object of names and entries, given {type(value).__name__}.")
+    return value
+
+
+def _texts(what: str, key: str, value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple) or not all(isinstance(one, str) for one in value):
+        raise WeightsError(f"{what}: '{key}' must be a list of texts, given {value!r}.")
+    return tuple(value)
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; one key given twice would otherwise silently lose the first."""
+    names = [name for name, _ in pairs]
+    if len(set(names)) < len(names):
+        raise ValueError(f"the key '{next(name for name in names if names.count(name) > 1)}' is given twice")
+    return dict(pairs)

@@ -1,0 +1,246 @@
+"""Measure: volume, HU statistics, place and truncation of every structure in a label map.
+
+Each label map is read once to find the box of every structure; everything else
+is computed inside that box, so the time depends on the size of the structures,
+not on how many of them there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from clseg.errors import InputError
+from clseg.volume import Volume
+
+Point = tuple[float, float, float]
+Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+Status = Literal["complete", "cut_by_fov", "absent", "out_of_range"]
+
+FACES = ("left", "right", "anterior", "posterior", "superior", "inferior")
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What was measured of one structure; a number without meaning is None, never 0.
+
+    `status` says how far the numbers can be trusted:
+    - `complete`: the structure lies inside the scan;
+    - `cut_by_fov`: it touches the faces of the scan in `cut_faces`, so that the
+      numbers describe only the part that was scanned;
+    - `absent`: not found (all numbers are None);
+    - `out_of_range`: not found, because the scan does not reach its part of the
+      body and nobody looked for it (all numbers are None).
+
+    `hu_*` are over the structure's voxels (`hu_sd` is the population's: ddof 0;
+    voxels that are not finite are left out).  `centroid_mm` is the mean of the
+    voxel centres, RAS+ patient coordinates.  `bounding_box` holds voxel index
+    ranges, half open, along i, j, k.  `components` counts 26-connected parts.
+    """
+
+    status: Status
+    voxels: int | None = None
+    volume_mm3: float | None = None
+    volume_ml: float | None = None
+    hu_mean: float | None = None
+    hu_sd: float | None = None
+    hu_median: float | None = None
+    hu_p5: float | None = None
+    hu_p95: float | None = None
+    hu_min: float | None = None
+    hu_max: float | None = None
+    centroid_mm: Point | None = None
+    bounding_box: Box | None = None
+    components: int | None = None
+    cut_faces: tuple[str, ...] = ()
+
+
+def measure(
+    layers: Sequence[np.ndarray], ct: Volume, wanted: Mapping[str, int], *, out_of_range: Collection[str] = ()
+) -> dict[str, Statistics]:
+    """Statistics of every wanted structure, in the order of `wanted` (name → id, from 1).
+
+    `layers` are integer label maps of the CT's shape, 0 is background; there are
+    several because parents and parts overlap, and an id appears in one of them
+    only.  HU are taken from `ct` as they are (any dtype; sums in float64).
+    `out_of_range` names the structures that were not looked for; it explains why
+    one is missing and is not heeded for one that is there.
+
+    Raises InputError when a layer is not an integer array of the CT's shape,
+    when an id is not positive or appears in two layers.
+    """
+    _check(layers, ct, wanted)
+    axes = _memory_order(ct.array)
+    image = Volume(ct.array.transpose(axes), ct.affine[:, [*axes, 3]])  # contiguous where it can be
+    found: dict[str, Statistics] = {}
+    for layer in layers:
+        labels = np.ascontiguousarray(layer.transpose(axes))
+        for name, box in _boxes(labels, wanted):
+            if name in found:
+                raise InputError(f"'{name}' (id {wanted[name]}) appears in two label maps, expected in one.")
+            found[name] = _in_given_order(_measure_one(labels[box] == wanted[name], box, image), axes)
+    return {
+        name: found.get(name) or Statistics("out_of_range" if name in out_of_range else "absent") for name in wanted
+    }
+
+
+def to_json(statistics: Mapping[str, Statistics]) -> dict[str, dict[str, Any]]:
+    """Plain types for a JSON file: structure → statistic → value, `None` where it has no meaning."""
+    return {name: _plain(one) for name, one in statistics.items()}
+
+
+def to_rows(statistics: Mapping[str, Statistics]) -> tuple[list[str], list[list[Any]]]:
+    """Header and rows for a CSV file, one row per structure; `None` becomes the empty string.
+
+    The centroid takes three columns, the bounding box six, `cut_faces` are
+    separated by blanks.
+    """
+    header = ["structure", *_flat(Statistics("absent"))]
+    return header, [[name, *("" if v is None else v for v in _flat(one).values())] for name, one in statistics.items()]
+
+
+def _check(layers: Sequence[np.ndarray], ct: Volume, wanted: Mapping[str, int]) -> None:
+    for layer in layers:
+        if layer.shape != ct.shape:
+            raise InputError(f"A label map has shape {layer.shape}, the CT has {ct.shape}: they must be the same.")
+        if not np.issubdtype(layer.dtype, np.integer):
+            raise InputError(f"A label map holds whole numbers, this one is {layer.dtype}.")
+    for name, number in wanted.items():
+        if number < 1:
+            raise InputError(f"The id of '{name}' is {number}, expected 1 or more (0 is background).")
+
+
+def _memory_order(array: np.ndarray) -> tuple[int, int, int]:
+    """Axes from the slowest to the fastest in memory: files come in Fortran order, and going across it is slow."""
+    i, j, k = sorted(range(3), key=lambda axis: -abs(array.strides[axis]))
+    return i, j, k
+
+
+def _boxes(labels: np.ndarray, wanted: Mapping[str, int]) -> Iterator[tuple[str, tuple[slice, slice, slice]]]:
+    """Name and box of every wanted structure in this label map, found in one pass over it."""
+    from scipy.ndimage import find_objects
+
+    boxes = find_objects(labels)
+    for name, number in wanted.items():
+        if number <= len(boxes) and boxes[number - 1] is not None:
+            yield name, boxes[number - 1]
+
+
+def _measure_one(mask: np.ndarray, box: tuple[slice, slice, slice], image: Volume) -> Statistics:
+    """Statistics of a structure; `mask` is its part of `box`, `box` lies in `image`."""
+    values = image.array[box][mask]
+    volume_mm3 = values.size * image.voxel_mm3
+    cut_faces = _cut_faces(box, image)
+    return Statistics(
+        status="cut_by_fov" if cut_faces else "complete",
+        voxels=values.size,
+        volume_mm3=volume_mm3,
+        volume_ml=volume_mm3 / 1000,
+        **_intensities(values),
+        centroid_mm=_centroid_mm(mask, box, image.affine),
+        bounding_box=tuple((s.start, s.stop) for s in box),
+        components=_components(mask),
+        cut_faces=cut_faces,
+    )
+
+
+def _in_given_order(statistics: Statistics, axes: tuple[int, int, int]) -> Statistics:
+    """The bounding box along the axes the caller knows: axis n of the working order is axis `axes[n]` of the CT."""
+    ranges = dict(zip(axes, statistics.bounding_box, strict=True))
+    return replace(statistics, bounding_box=(ranges[0], ranges[1], ranges[2]))
+
+
+def _cut_faces(box: tuple[slice, slice, slice], image: Volume) -> tuple[str, ...]:
+    """The patient faces of the scan that the box touches, by the patient axis nearest to each array axis."""
+    ends = {"L": "left", "R": "right", "A": "anterior", "P": "posterior", "S": "superior", "I": "inferior"}
+    starts = {"L": "right", "R": "left", "A": "posterior", "P": "anterior", "S": "inferior", "I": "superior"}
+    touched = set()
+    for code, size, extent in zip(image.orientation, image.shape, box, strict=True):  # the code is where the axis ends
+        if extent.start == 0:
+            touched.add(starts[code])
+        if extent.stop == size:
+            touched.add(ends[code])
+    return tuple(face for face in FACES if face in touched)
+
+
+def _intensities(values: np.ndarray) -> dict[str, float]:
+    """HU statistics of a non-empty 1-D array, nothing when none of its values is finite."""
+    if np.issubdtype(values.dtype, np.floating):
+        values = values[np.isfinite(values)]
+    if not values.size:
+        return {}
+    mean = float(values.mean(dtype=np.float64))
+    p5, median, p95 = _percentiles(values, (5, 50, 95))
+    return {
+        "hu_mean": mean,
+        "hu_sd": _deviation(values, mean),
+        "hu_median": median,
+        "hu_p5": p5,
+        "hu_p95": p95,
+        "hu_min": float(values.min()),
+        "hu_max": float(values.max()),
+    }
+
+
+def _percentiles(values: np.ndarray, percents: Sequence[float]) -> list[float]:
+    """Percentiles with linear interpolation between neighbours, in float64.
+
+    np.percentile subtracts the neighbours in the array's own dtype, where int16
+    overflows, or else needs a float64 copy of all values.
+    """
+    ranks = (values.size - 1) * np.asarray(percents) / 100
+    below, above = np.floor(ranks).astype(int), np.ceil(ranks).astype(int)
+    ordered = np.partition(values, np.union1d(below, above))
+    lower, upper = ordered[below].astype(np.float64), ordered[above].astype(np.float64)
+    return [float(p) for p in lower + (upper - lower) * (ranks - below)]
+
+
+def _deviation(values: np.ndarray, mean: float, block: int = 1 << 22) -> float:
+    """Population standard deviation, in blocks: a float64 copy of a whole body would take a gigabyte."""
+    blocks = (values[start : start + block] for start in range(0, values.size, block))
+    return float(np.sqrt(sum(np.square(b.astype(np.float64) - mean).sum() for b in blocks) / values.size))
+
+
+def _centroid_mm(mask: np.ndarray, box: tuple[slice, slice, slice], affine: np.ndarray) -> Point:
+    """Mean of the voxel centres in patient mm (voxel (i, j, k) has its centre at affine · (i, j, k, 1))."""
+    columns = mask.sum(axis=2)  # (i, j)
+    profiles = columns.sum(axis=1), columns.sum(axis=0), mask.sum(axis=(0, 1))
+    voxel = [s.start + np.average(np.arange(len(p)), weights=p) for s, p in zip(box, profiles, strict=True)]
+    x, y, z = (float(c) for c in affine[:3, :3] @ voxel + affine[:3, 3])
+    return x, y, z
+
+
+def _components(mask: np.ndarray) -> int:
+    """How many parts the mask has, where voxels that share a face, an edge or a corner belong together."""
+    import cc3d
+
+    numbers = mask.view(np.uint8)  # cc3d 4.1 fails on booleans in rows of three voxels, and is no faster on them
+    return int(cc3d.connected_components(numbers, connectivity=26, return_N=True)[1])
+
+
+def _plain(one: Statistics) -> dict[str, Any]:
+    lists = {
+        "centroid_mm": one.centroid_mm and list(one.centroid_mm),
+        "bounding_box": one.bounding_box and [list(extent) for extent in one.bounding_box],
+        "cut_faces": list(one.cut_faces),
+    }
+    return {**vars(one), **lists}
+
+
+def _flat(one: Statistics) -> dict[str, Any]:
+    """Column → value: points and boxes spread over columns, faces joined."""
+    xyz = ("centroid_x_mm", "centroid_y_mm", "centroid_z_mm")
+    ranges = (("i0", "i1"), ("j0", "j1"), ("k0", "k1"))
+    columns: dict[str, Any] = {}
+    for key, value in vars(one).items():
+        if key == "centroid_mm":
+            columns |= dict(zip(xyz, value or (None, None, None), strict=True))
+        elif key == "bounding_box":
+            for names, extent in zip(ranges, value or ((None, None),) * 3, strict=True):
+                columns |= dict(zip(names, extent, strict=True))
+        else:
+            columns[key] = " ".join(value) if key == "cut_faces" else value
+    return columns

@@ -1,0 +1,139 @@
+"""Checkpoints that describe themselves: safetensors with JSON metadata, never pickle.
+
+One file holds one part, an encoder or a decoder.  The metadata key `clseg` is a
+JSON object:
+
+    format    1
+    kind      "encoder" | "decoder"
+    spec      see `clseg.network.spec`
+    encoder   decoders only: fingerprint of the encoder they belong to
+    card      training data, licence, scores …; free JSON, shown by `clseg info`
+    slices    decoders only: body-part range [low, high], or null
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clseg.errors import WeightsError
+from clseg.network import spec as specs
+
+if TYPE_CHECKING:
+    import torch
+
+    from clseg.network.decoder import Decoder
+    from clseg.network.encoder import Encoder
+
+FORMAT = 1
+TensorDict = dict[str, "torch.Tensor"]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What is in one weights file: `kind`, `spec`, `tensors` and what is known about them."""
+
+    kind: str
+    spec: specs.EncoderSpec | specs.DecoderSpec
+    tensors: TensorDict
+    encoder: str | None = None
+    slices: tuple[float, float] | None = None
+    card: dict[str, Any] = field(default_factory=dict)
+
+
+def fingerprint(tensors: TensorDict, spec: Any) -> str:
+    """sha256 over a spec and its tensors (names, types, shapes and bytes, in name order).
+
+    It names the content, not the file: the same weights have the same
+    fingerprint however they were written.
+    """
+    digest = hashlib.sha256(json.dumps(specs.to_dict(spec), sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def save(path: Path, checkpoint: Checkpoint) -> None:
+    """Write `checkpoint` whole or not at all; the same content gives the same bytes."""
+    from safetensors.torch import save as to_bytes
+
+    from clseg.io.files import writing
+
+    header = {
+        "format": FORMAT,
+        "kind": checkpoint.kind,
+        "spec": specs.to_dict(checkpoint.spec),
+        "encoder": checkpoint.encoder,
+        "slices": checkpoint.slices,
+        "card": checkpoint.card,
+    }
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(checkpoint.tensors.items())}
+    data = to_bytes(tensors, metadata={"clseg": json.dumps(header, sort_keys=True)})
+    with writing(Path(path)) as file:
+        file.write(data)
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """The metadata of a weights file, without its tensors (no torch needed).
+
+    Raises WeightsError when the file is not one of ours.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="numpy") as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"Cannot read the weights file {path}: {error}.", tip="Fetch it again.") from error
+    if "clseg" not in metadata:
+        raise WeightsError(f"{path} holds tensors but no clseg metadata, so it is not a clseg checkpoint.")
+    header = json.loads(metadata["clseg"])
+    if header.get("format") != FORMAT:
+        raise WeightsError(f"{path} has format {header.get('format')}, this version reads {FORMAT}.", tip="Update clseg.")
+    return header
+
+
+def load(path: Path) -> Checkpoint:
+    """Read a weights file; tensors stay in the precision in which they were stored."""
+    from safetensors.torch import load_file
+
+    header = read_header(path)
+    parse = {"encoder": specs.encoder_from_dict, "decoder": specs.decoder_from_dict}.get(header["kind"])
+    if parse is None:
+        raise WeightsError(f"{path} holds a '{header['kind']}', expected an encoder or a decoder.")
+    slices = tuple(header["slices"]) if header.get("slices") else None
+    return Checkpoint(
+        header["kind"], parse(header["spec"]), load_file(str(path)), header["encoder"], slices, header["card"]
+    )
+
+
+def build_encoder(checkpoint: Checkpoint) -> Encoder:
+    """A frozen Encoder in float32, ready for inference."""
+    from clseg.network.encoder import Encoder
+
+    if not isinstance(checkpoint.spec, specs.EncoderSpec):
+        raise WeightsError("Expected an encoder's checkpoint, given a decoder's.")
+    return _filled(Encoder(checkpoint.spec), checkpoint.tensors)
+
+
+def build_decoder(checkpoint: Checkpoint, encoder: specs.EncoderSpec) -> Decoder:
+    """A frozen Decoder in float32 on top of `encoder`."""
+    from clseg.network.decoder import Decoder
+
+    if not isinstance(checkpoint.spec, specs.DecoderSpec):
+        raise WeightsError("Expected a decoder's checkpoint, given an encoder's.")
+    return _filled(Decoder(checkpoint.spec, encoder), checkpoint.tensors)
+
+
+def _filled(module: Any, tensors: TensorDict) -> Any:
+    """`module` with `tensors` in it; a missing, surplus or misshapen tensor is an error."""
+    try:
+        module.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, strict=True)
+    except RuntimeError as error:
+        raise WeightsError(f"The weights do not fit their own spec: {error}") from error
+    return module.eval().requires_grad_(False)

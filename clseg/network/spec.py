@@ -1,0 +1,159 @@
+"""Specs: the shape of every network as data, stored in the checkpoint it describes.
+
+A spec is plain numbers, so that thinner encoders, pruned decoders with a width of
+their own per layer, and foreign networks are all the same code with other numbers.
+Axes are in the order of the model's own orientation (`Grid.orientation`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from clseg.errors import WeightsError
+
+Triple = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Intensity:
+    """HU → network input: clip to [`low`, `high`], subtract `mean`, divide by `sd` (all HU)."""
+
+    low: float
+    high: float
+    mean: float
+    sd: float
+
+    def __post_init__(self) -> None:
+        if not (self.low < self.high and self.sd > 0):
+            raise WeightsError(f"An intensity rule needs low < high and sd > 0, given {self}.")
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The grid that a network was trained on.
+
+    `orientation` says where the three axes point (e.g. 'RAS'), `spacing` their
+    voxel size in mm, `patch` the window in voxels.
+    """
+
+    orientation: str
+    spacing: tuple[float, float, float]
+    patch: Triple
+
+    def __post_init__(self) -> None:
+        pairs = sorted("LRPAIS".index(c) // 2 for c in self.orientation if c in "LRPAIS")
+        if len(self.orientation) != 3 or pairs != [0, 1, 2]:
+            raise WeightsError(f"An orientation is three letters such as RAS, given '{self.orientation}'.")
+        if min(self.spacing) <= 0 or min(self.patch) < 1:
+            raise WeightsError(f"Spacing and patch must be positive, given {self.spacing} and {self.patch}.")
+
+
+@dataclass(frozen=True)
+class Level:
+    """One level of the encoder: `convs` convolutions of `width` channels, the first with `stride`."""
+
+    width: int
+    stride: Triple
+    kernel: Triple
+    convs: int
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """The general encoder: its levels from full resolution to bottleneck, and what it eats.
+
+    `levels[0].stride` may be larger than 1 (a strided stem); logits are then
+    upsampled trilinearly to the patch.
+    """
+
+    levels: tuple[Level, ...]
+    grid: Grid
+    intensity: Intensity
+    channels: int = 1
+    norm: str = "instance"
+
+    def __post_init__(self) -> None:
+        if len(self.levels) < 2:
+            raise WeightsError("An encoder has at least two levels.")
+        if self.norm != "instance":
+            raise WeightsError(f"Only 'instance' normalisation is known, given '{self.norm}'.")
+
+    @property
+    def total_stride(self) -> Triple:
+        """Product of all strides: windows must be divisible by it."""
+        total = [1, 1, 1]
+        for level in self.levels:
+            total = [t * s for t, s in zip(total, level.stride, strict=True)]
+        return tuple(total)  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of a decoder: transposed convolution to `up` channels, join the skip, then `convs` widths in turn."""
+
+    up: int
+    convs: tuple[int, ...]
+    kernel: Triple
+
+
+@dataclass(frozen=True)
+class DecoderSpec:
+    """One decoder: `stages` from the bottleneck up, `labels` without background.
+
+    `last_activation` is False where the last convolution of every stage goes
+    without LeakyReLU, as in CL-Net.
+    """
+
+    stages: tuple[Stage, ...]
+    labels: tuple[str, ...]
+    last_activation: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.labels or len(set(self.labels)) != len(self.labels):
+            raise WeightsError(f"A decoder needs labels, each once, given {self.labels}.")
+
+
+def paper_encoder(grid: Grid, intensity: Intensity) -> EncoderSpec:
+    """The general encoder of CL-Net (arXiv 2503.12698): 32…320 channels, strides 1, [2,2,1], 4 × 2.
+
+    The anisotropic step is the last axis (head-foot in RAS), which the paper
+    writes first.  14 006 112 parameters with two convolutions per level.
+    """
+    widths = (32, 64, 128, 256, 320, 320)
+    strides = ((1, 1, 1), (2, 2, 1), *((2, 2, 2),) * 4)
+    kernels = ((3, 3, 1), *((3, 3, 3),) * 5)
+    levels = tuple(Level(w, s, k, 2) for w, s, k in zip(widths, strides, kernels, strict=True))
+    return EncoderSpec(levels, grid, intensity)
+
+
+def paper_decoder(labels: tuple[str, ...], base_width: int = 32) -> DecoderSpec:
+    """A dense CL-Net decoder: widths min(b·2^i, 320) from the bottleneck down to b, two convolutions a stage."""
+    widths = [max(base_width, min(base_width * 2**i, 320)) for i in (4, 3, 2, 1, 0)]
+    return DecoderSpec(tuple(Stage(w, (w, w), (3, 3, 3)) for w in widths), labels)
+
+
+def to_dict(spec: Any) -> dict[str, Any]:
+    """A spec as plain JSON types."""
+    return dataclasses.asdict(spec)
+
+
+def encoder_from_dict(data: dict[str, Any]) -> EncoderSpec:
+    """Inverse of `to_dict` for an encoder; raises WeightsError when a field is missing or unknown."""
+    try:
+        levels = tuple(Level(v["width"], tuple(v["stride"]), tuple(v["kernel"]), v["convs"]) for v in data["levels"])
+        g = data["grid"]
+        grid = Grid(g["orientation"], tuple(g["spacing"]), tuple(g["patch"]))
+        return EncoderSpec(levels, grid, Intensity(**data["intensity"]), data["channels"], data["norm"])
+    except (KeyError, TypeError) as error:
+        raise WeightsError(f"The encoder's spec is not complete: {error}.") from error
+
+
+def decoder_from_dict(data: dict[str, Any]) -> DecoderSpec:
+    """Inverse of `to_dict` for a decoder; raises WeightsError when a field is missing or unknown."""
+    try:
+        stages = tuple(Stage(v["up"], tuple(v["convs"]), tuple(v["kernel"])) for v in data["stages"])
+        return DecoderSpec(stages, tuple(data["labels"]), data["last_activation"])
+    except (KeyError, TypeError) as error:
+        raise WeightsError(f"The decoder's spec is not complete: {error}.") from error

@@ -1,0 +1,68 @@
+"""Random changes to one patch: geometry when it is cut out, intensity afterwards. No mirroring."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from clseg.recipe import AugmentRecipe
+from clseg.spatial.resample import resample
+
+AIR_HU = -1024.0
+
+
+def random_matrix(rng: np.random.Generator, rule: AugmentRecipe) -> np.ndarray:
+    """3×3 matrix from patch voxels to source voxels: a rotation about each axis times a scale."""
+    matrix = np.eye(3)
+    for axis, angle in enumerate(np.radians(rng.uniform(-rule.rotation_deg, rule.rotation_deg, 3))):
+        turn = np.eye(3)
+        i, j = [a for a in range(3) if a != axis]
+        turn[i, i] = turn[j, j] = np.cos(angle)
+        turn[i, j], turn[j, i] = -np.sin(angle), np.sin(angle)
+        matrix = matrix @ turn
+    common = np.exp(rng.uniform(*np.log(rule.scale)))
+    each = np.exp(rng.uniform(-0.08, 0.08, 3))
+    return matrix @ np.diag(common * each)
+
+
+def change_intensity(
+    hu: torch.Tensor, body: torch.Tensor | None, rng: np.random.Generator, rule: AugmentRecipe, spacing_mm: float
+) -> torch.Tensor:
+    """Contrast and offset of tissue, blur, thick slices, noise, and an emptied outside; HU in, HU out (x, y, z).
+
+    `spacing_mm` is the voxel size along the last axis; `body` the body's mask, if known.
+    """
+    if body is not None and rng.random() < rule.clear_outside_probability:
+        hu = torch.where(body, hu, torch.full_like(hu, AIR_HU))
+    soft = hu > -900
+    changed = hu * rng.uniform(*rule.contrast) + rng.uniform(-rule.shift_hu, rule.shift_hu)
+    hu = torch.where(soft, changed, hu)
+    if rng.random() < rule.blur_probability:
+        hu = _blur(hu, rng.uniform(0.3, rule.blur_voxels))
+    if rng.random() < rule.thick_slices_probability:
+        hu = _thick_slices(hu, spacing_mm, rng.uniform(*rule.thick_slices_mm))
+    if rng.random() < rule.noise_probability:
+        noise = torch.Generator().manual_seed(int(rng.integers(2**31)))
+        hu = hu + torch.randn(hu.shape, generator=noise) * rng.uniform(0, rule.noise_hu)
+    return hu
+
+
+def _blur(hu: torch.Tensor, sigma: float) -> torch.Tensor:
+    x = torch.arange(-2, 3, dtype=torch.float32)
+    kernel = torch.exp(-0.5 * (x / sigma) ** 2)
+    kernel = kernel / kernel.sum()
+    out = hu[None, None]
+    for axis in range(3):
+        shape, pad = [1, 1, 1, 1, 1], [0] * 6
+        shape[2 + axis] = 5
+        pad[2 * (2 - axis)] = pad[2 * (2 - axis) + 1] = 2
+        out = torch.nn.functional.conv3d(torch.nn.functional.pad(out, pad, mode="replicate"), kernel.view(shape))
+    return out[0, 0]
+
+
+def _thick_slices(hu: torch.Tensor, spacing_mm: float, thickness_mm: float) -> torch.Tensor:
+    """What the same body looks like when reconstructed in thicker slices along the last axis."""
+    unit = (1.0, 1.0, spacing_mm)
+    count = max(2, round(hu.shape[2] * spacing_mm / thickness_mm))
+    thick = (1.0, 1.0, hu.shape[2] * spacing_mm / count)
+    return resample(resample(hu, unit, (*hu.shape[:2], count), thick), thick, tuple(hu.shape), unit)

@@ -1,0 +1,165 @@
+"""Examples: cases on the model's grid, with one target map per decoder, kept in a compact cache."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from clseg import recipe as recipes
+from clseg.inference.prepare import Placement, onto_grid, place
+from clseg.io.check import check
+from clseg.io.files import read, writing
+from clseg.network.spec import Grid
+from clseg.recipe import DecoderRecipe, Recipe
+from clseg.training.cases import Case, read_masks
+
+IGNORE = 255
+POINTS = 2000  # voxels kept per structure as possible patch centres
+
+
+@dataclass(frozen=True)
+class Example:
+    """One case on the model's grid.
+
+    `hu` int16 (x, y, z).  `targets[decoder]` uint8 of the same shape: 0 background,
+    1…K the decoder's labels, 255 unknown; None where every label is known to be
+    absent.  `annotated[decoder]` one bool per label.  `points[decoder]` voxels
+    (n, 3) per label, for foreground sampling.  Decoders without `points` have
+    nothing to find here and learn only what background looks like.
+    """
+
+    name: str
+    dataset: str
+    hu: np.ndarray
+    targets: dict[str, np.ndarray | None]
+    annotated: dict[str, tuple[bool, ...]]
+    points: dict[str, tuple[np.ndarray, ...]]
+
+
+def load_example(case: Case, recipe: Recipe, cache: Path) -> Example:
+    """The example of `case`, from the cache when it is there, made and cached otherwise."""
+    path = cache / f"{_key(case, recipe)}.npz"
+    if not path.is_file():
+        cache.mkdir(parents=True, exist_ok=True)
+        with writing(path) as file:
+            np.savez_compressed(file, **_arrays(case, recipe))
+    with np.load(path, allow_pickle=False) as stored:
+        return _example(case, recipe, dict(stored))
+
+
+def _key(case: Case, recipe: Recipe) -> str:
+    """Everything that decides what an example looks like, as a short hash."""
+    parts = recipes.to_dict(recipe)
+    facts = [
+        case.name,
+        str(case.folder),
+        case.ct.stat().st_mtime_ns,
+        parts["grid"],
+        parts["decoder"],
+        case.dataset.masks,
+        case.dataset.absent_above,
+    ]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:24]
+
+
+def _arrays(case: Case, recipe: Recipe) -> dict[str, np.ndarray]:
+    ct = check(read(case.ct)).volume
+    grid = Grid(recipe.grid.orientation, recipe.grid.spacing_mm, recipe.grid.patch)
+    oriented, placement = place(ct, grid)
+    arrays = {"hu": onto_grid(oriented.array, placement).round().clamp(-32768, 32767).numpy().astype(np.int16)}
+    wanted = {label for decoder in recipe.decoder for label in decoder.labels}
+    wanted |= set(case.dataset.absent_above.values())
+    masks = {
+        name: _mask_onto_grid(mask, ct, placement, grid.orientation)
+        for name, mask in read_masks(case, wanted, ct).items()
+    }
+    for decoder in recipe.decoder:
+        known = [label in masks for label in decoder.labels]
+        if any(known):
+            arrays[f"target/{decoder.name}"] = _target(decoder, masks, arrays["hu"].shape)
+            arrays[f"known/{decoder.name}"] = np.array(known)
+        elif landmarks := _landmarks(decoder, case, masks):
+            arrays[f"target/{decoder.name}"] = _absent_above(landmarks)
+            arrays[f"known/{decoder.name}"] = np.ones(len(known), bool)
+    return arrays
+
+
+def _landmarks(decoder: DecoderRecipe, case: Case, masks: dict[str, np.ndarray]) -> list[np.ndarray]:
+    """Masks above whose lowest slices no label of this decoder can be; empty when that is not known for all of them."""
+    rules = case.dataset.absent_above
+    if not all(label in rules for label in decoder.labels):
+        return []
+    found = [masks[rules[label]] for label in decoder.labels if rules[label] in masks]
+    return found if len(found) == len(decoder.labels) else []
+
+
+def _absent_above(landmarks: list[np.ndarray]) -> np.ndarray:
+    """Background above the highest of the landmarks' lowest slices, unknown below (z is the last axis, RAS)."""
+    target = np.full(landmarks[0].shape, IGNORE, np.uint8)
+    lowest = max(int(np.flatnonzero((mask >= 0.5).any(axis=(0, 1)))[:1].sum()) for mask in landmarks)
+    target[:, :, lowest:] = 0
+    return target
+
+
+def _mask_onto_grid(mask: np.ndarray, ct: object, placement: Placement, orientation: str) -> np.ndarray:
+    """Share of every model voxel that the mask fills, float16 (x, y, z)."""
+    from clseg.spatial.orient import to_orientation
+
+    oriented = to_orientation(ct.like(mask.astype(np.uint8)), orientation)  # type: ignore[attr-defined]
+    return onto_grid(oriented.array, placement).numpy().astype(np.float16)
+
+
+def _target(decoder: DecoderRecipe, masks: dict[str, np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
+    """Per voxel the label that fills most of it, if it fills half; unknown beyond open ends."""
+    target = np.zeros(shape, np.uint8)
+    best = np.full(shape, 0.5, np.float16)
+    for index, label in enumerate(decoder.labels, start=1):
+        if label in masks:
+            stronger = masks[label] >= best
+            target[stronger] = index
+            best = np.where(stronger, masks[label], best)
+    for label, end in decoder.open_ends.items():
+        if label in masks:
+            _forget_beyond(target, decoder.labels.index(label) + 1, end)
+    return target
+
+
+def _forget_beyond(target: np.ndarray, index: int, end: str) -> None:
+    """Mark background below and/or above the labelled extent of a structure as unknown (z is the last axis, RAS)."""
+    rows = np.flatnonzero((target == index).any(axis=(0, 1)))
+    if rows.size == 0:
+        return
+    for name, part in (("inferior", slice(0, rows[0])), ("superior", slice(rows[-1] + 1, None))):
+        if end in (name, "both"):
+            beyond = target[:, :, part]
+            beyond[beyond == 0] = IGNORE
+
+
+def _example(case: Case, recipe: Recipe, stored: dict[str, np.ndarray]) -> Example:
+    targets: dict[str, np.ndarray | None] = {}
+    annotated: dict[str, tuple[bool, ...]] = {}
+    points: dict[str, tuple[np.ndarray, ...]] = {}
+    for decoder in recipe.decoder:
+        if f"target/{decoder.name}" in stored:
+            target = stored[f"target/{decoder.name}"]
+            known = stored[f"known/{decoder.name}"]
+            targets[decoder.name] = target
+            absent = [label in case.dataset.absent for label in decoder.labels]
+            annotated[decoder.name] = tuple(bool(k or a) for k, a in zip(known, absent, strict=True))
+            places = tuple(_some_points(target == i + 1) for i in range(len(decoder.labels)))
+            points[decoder.name] = places if any(len(p) for p in places) else ()
+        elif all(label in case.dataset.absent for label in decoder.labels):
+            targets[decoder.name] = None
+            annotated[decoder.name] = (True,) * len(decoder.labels)
+            points[decoder.name] = ()
+    return Example(case.name, case.dataset.name, stored["hu"], targets, annotated, points)
+
+
+def _some_points(mask: np.ndarray) -> np.ndarray:
+    flat = np.flatnonzero(mask)
+    step = max(1, len(flat) // POINTS)
+    return np.stack(np.unravel_index(flat[::step], mask.shape), axis=1).astype(np.int16)

@@ -1,0 +1,103 @@
+"""Patches: which case, where, and what the network sees there.
+
+Every choice follows from (seed, iteration, position in the batch) alone, so a
+resumed run draws the very patches that the interrupted one would have drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from clseg.inference.prepare import normalise
+from clseg.network.spec import Intensity
+from clseg.recipe import Recipe
+from clseg.training.augment import AIR_HU, change_intensity, random_matrix
+from clseg.training.examples import IGNORE, Example
+
+
+@dataclass(frozen=True)
+class Patch:
+    """`image` float32 (1, x, y, z); per decoder a uint8 target (x, y, z) and which labels are annotated."""
+
+    image: torch.Tensor
+    targets: dict[str, torch.Tensor]
+    annotated: dict[str, tuple[bool, ...]]
+
+
+class Patches:
+    """An endless, seeded source of patches."""
+
+    def __init__(self, examples: Sequence[Example], recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.by_dataset = {
+            d.name: [e for e in examples if e.dataset == d.name] for d in recipe.dataset if d.weight > 0
+        }
+        self.weights = np.array([d.weight for d in recipe.dataset if d.weight > 0])
+        self.intensity = Intensity(*vars(recipe.intensity).values())
+        self.size = np.array(recipe.grid.patch)
+
+    def batch(self, iteration: int) -> list[Patch]:
+        return [self.patch(np.random.default_rng([self.recipe.seed, iteration, i])) for i in range(self.recipe.optim.batch)]
+
+    def patch(self, rng: np.random.Generator) -> Patch:
+        names = list(self.by_dataset)
+        name = names[rng.choice(len(names), p=self.weights / self.weights.sum())]
+        example = self.by_dataset[name][rng.integers(len(self.by_dataset[name]))]
+        decoders = self._decoders(example, rng)
+        centre = self._centre(example, rng)
+        hu, targets = self._cut(example, decoders, centre, random_matrix(rng, self.recipe.augment))
+        body = targets["body"] == 1 if "body" in targets else None
+        hu = change_intensity(hu, body, rng, self.recipe.augment, self.recipe.grid.spacing_mm[2])
+        image = normalise(hu, self.intensity)[None]
+        return Patch(image, targets, {d: example.annotated[d] for d in decoders})
+
+    def _decoders(self, example: Example, rng: np.random.Generator) -> list[str]:
+        """Decoders that learn from this patch; those with nothing to find here only now and then."""
+        chosen = [name for name in example.targets if example.points[name] or rng.random() < self.recipe.optim.negatives]
+        return chosen or list(example.targets)
+
+    def _centre(self, example: Example, rng: np.random.Generator) -> np.ndarray:
+        """A voxel of a random annotated structure, jittered, or any voxel."""
+        places = [p for decoder in example.points.values() for p in decoder if len(p)]
+        if places and rng.random() < self.recipe.optim.foreground:
+            points = places[rng.integers(len(places))]
+            return points[rng.integers(len(points))] + rng.uniform(-0.2, 0.2, 3) * self.size
+        return rng.uniform(0, 1, 3) * example.hu.shape
+
+    def _cut(
+        self, example: Example, decoders: list[str], centre: np.ndarray, matrix: np.ndarray
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Sample HU linearly and targets by nearest voxel on the turned lattice around `centre`."""
+        shape = np.array(example.hu.shape)
+        reach = np.abs(matrix) @ (self.size / 2)
+        low = np.clip(np.floor(centre - reach - 1).astype(int), 0, shape - 2)
+        high = np.clip(np.ceil(centre + reach + 2).astype(int), low + 2, shape)
+        box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+        lattice = _lattice(self.size, matrix, centre - low, high - low)
+        hu = _sample(example.hu[box][None], lattice, "bilinear", AIR_HU)[0]
+        learned = [d for d in decoders if example.targets[d] is not None]
+        stack = np.stack([example.targets[d][box] for d in learned]) if learned else np.zeros((0, *(high - low)), np.uint8)
+        values = _sample(stack, lattice, "nearest", IGNORE).to(torch.uint8) if learned else None
+        targets = {d: values[i] for i, d in enumerate(learned)} if values is not None else {}
+        empty = torch.zeros(tuple(self.size), dtype=torch.uint8)
+        return hu, {d: targets.get(d, empty) for d in decoders}
+
+
+def _lattice(size: np.ndarray, matrix: np.ndarray, centre: np.ndarray, shape: np.ndarray) -> torch.Tensor:
+    """Where every patch voxel looks in a box of `shape`: (1, x, y, z, 3) in grid_sample's units, last axis first."""
+    scaled = torch.from_numpy((matrix * (2 / (shape - 1))[:, None]).astype(np.float32))
+    origin = torch.from_numpy((centre * 2 / (shape - 1) - 1).astype(np.float32))
+    axes = [torch.arange(n, dtype=torch.float32) - (n - 1) / 2 for n in size]
+    parts = [axes[i].view([-1 if a == i else 1 for a in range(3)])[..., None] * scaled[:, i] for i in range(3)]
+    return (parts[0] + parts[1] + parts[2] + origin).flip(-1)[None]
+
+
+def _sample(arrays: np.ndarray, lattice: torch.Tensor, mode: str, outside: float) -> torch.Tensor:
+    """grid_sample with `outside` beyond the box; values are shifted so that zero padding means `outside`."""
+    source = torch.from_numpy(np.ascontiguousarray(arrays)).float() - outside
+    sampled = torch.nn.functional.grid_sample(source[None], lattice, mode=mode, padding_mode="zeros", align_corners=True)
+    return sampled[0] + outside

@@ -1,0 +1,138 @@
+"""Pretrain: one general encoder and its decoders, jointly, from partially labelled datasets."""
+
+from __future__ import annotations
+
+import csv
+import json
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+import clseg
+from clseg import recipe as recipes
+from clseg.errors import TrainingError
+from clseg.io.files import write_json
+from clseg.recipe import Recipe
+from clseg.training.average import Average
+from clseg.training.cases import find_cases
+from clseg.training.examples import Example, load_example
+from clseg.training.export import export
+from clseg.training.loop import Step, make_optimiser, train
+from clseg.training.network import Trainee, start_weights
+from clseg.training.patches import Patches
+from clseg.training.state import load_state, save_state
+
+
+@dataclass(frozen=True)
+class Reports:
+    """Where progress goes: `case(done, total, name)` while preparing, `step(Step)` while training."""
+
+    case: Callable[[int, int, str], None] = lambda done, total, name: None
+    step: Callable[[Step], None] = lambda step: None
+
+
+def pretrain(recipe: Recipe, run: Path, *, resume: bool = False, reports: Reports | None = None) -> dict[str, Path]:
+    """Train and export; returns the weights files by part name (`encoder`, then the decoders).
+
+    `run` receives `recipe.json`, `metrics.csv`, `state.safetensors` (every
+    `checkpoint_every` iterations and on Ctrl-C) and `weights/`.  With `resume` the
+    run goes on from its last state and draws the same patches as if it had never
+    stopped.
+    """
+    reports = reports or Reports()
+    state = run / "state.safetensors"
+    _prepare_run(recipe, run, state, resume)
+    if recipe.threads:
+        torch.set_num_threads(recipe.threads)
+    torch.set_flush_denormal(True)  # denormals cost a factor of ten on x86
+
+    examples = load_examples(recipe, run.parent / "cache", reports)
+    network = Trainee(recipe)
+    start_weights(network, recipe.seed)
+    optimiser = make_optimiser(network, recipe.optim)
+    average = Average(network, recipe.optim.average)
+    start = load_state(state, network, optimiser, average) if resume and state.is_file() else 0
+
+    done = start
+
+    def remember(step: Step) -> None:
+        nonlocal done
+        done = step.iteration
+        if done % recipe.optim.checkpoint_every == 0 or done == recipe.optim.iterations:
+            save_state(state, network, optimiser, average, done)
+
+    metrics = Metrics(run / "metrics.csv", list(network.decoders), done)
+    try:
+        train(
+            network,
+            optimiser,
+            average,
+            Patches(examples, recipe),
+            start=start,
+            rule=recipe.optim,
+            callbacks=(metrics, remember, reports.step),
+        )
+    except KeyboardInterrupt:
+        save_state(state, network, optimiser, average, done)
+        raise
+    finally:
+        metrics.close()
+    return export(recipe, average, run / "weights", cases=sorted(e.name for e in examples))
+
+
+def load_examples(recipe: Recipe, cache: Path, reports: Reports) -> list[Example]:
+    """Every case of the recipe as an Example, through the cache."""
+    cases = find_cases(recipe)
+    examples = []
+    for index, case in enumerate(cases):
+        examples.append(load_example(case, recipe, cache))
+        reports.case(index + 1, len(cases), case.name)
+    return examples
+
+
+class Metrics:
+    """Callback: one row per 20 iterations with the mean loss of every decoder in `metrics.csv`."""
+
+    every = 20
+
+    def __init__(self, path: Path, decoders: list[str], done: int) -> None:
+        rows = list(csv.reader(path.open())) if done and path.is_file() else []
+        kept = [row for row in rows[1:] if int(row[0]) <= done]
+        self.file = path.open("w", newline="")
+        self.writer = csv.writer(self.file)
+        self.writer.writerow(["iteration", "rate", "seconds", *decoders])
+        self.writer.writerows(kept)
+        self.decoders = decoders
+        self.pending: list[Step] = []
+
+    def __call__(self, step: Step) -> None:
+        self.pending.append(step)
+        if step.iteration % self.every:
+            return
+        means = []
+        for name in self.decoders:
+            values = [s.losses[name] for s in self.pending if name in s.losses]
+            means.append(f"{sum(values) / len(values):.4f}" if values else "")
+        seconds = sum(s.seconds for s in self.pending) / len(self.pending)
+        self.writer.writerow([step.iteration, f"{step.rate:.3g}", f"{seconds:.3f}", *means])
+        self.file.flush()
+        self.pending.clear()
+
+    def close(self) -> None:
+        self.file.close()
+
+
+def _prepare_run(recipe: Recipe, run: Path, state: Path, resume: bool) -> None:
+    """Make the run's folder; never train over another run, never resume with another recipe."""
+    if state.is_file() and not resume:
+        raise TrainingError(f"{run} holds a run already.", tip="Go on with --resume, or choose another folder.")
+    facts = json.loads(json.dumps(recipes.to_dict(recipe)))
+    known = run / "recipe.json"
+    if resume and known.is_file() and json.loads(known.read_text())["recipe"] != facts:
+        raise TrainingError(f"The run in {run} was started with another recipe.", tip="Train it in a new folder.")
+    run.mkdir(parents=True, exist_ok=True)
+    versions = {"clseg": clseg.__version__, "torch": torch.__version__, "python": platform.python_version()}
+    write_json(known, {"recipe": facts, "versions": versions})

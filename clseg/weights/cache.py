@@ -1,0 +1,226 @@
+"""Cache: assets of the manifest → verified files on this machine, downloaded when they are not.
+
+What is here already is used where it lies, in the order in which the manifest names it (package:, relative, file://),
+then comes the cache `<home>/weights/<16 digits of the sha256>-<file name>`; only then is an asset downloaded into it.
+Every file is checked against the manifest's size and sha256 before its path is given out; the check is remembered as
+long as the process lives and the file is not touched.
+
+    <home>    CLSEG_HOME, else the user's cache folder
+    mirror    with CLSEG_WEIGHTS_URL, assets come from `<mirror>/<file>`, not from the manifest's web addresses
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from importlib.resources import files
+from pathlib import Path
+from stat import S_ISREG
+from urllib.parse import quote, unquote, urlsplit
+
+from clseg.environment import environment
+from clseg.errors import OfflineError, WeightsError
+from clseg.manifest import FILE_NAME, Asset, Manifest, source_problem
+from clseg.weights.download import download, shown
+
+LOCK_S = 3600.0  # how long to wait for another process that downloads the same asset
+
+_ABSENT = "is not there"
+
+
+def manifest(*, home: Path | None = None) -> Manifest:
+    """Every model this machine knows: the builtin manifest and the user's own `<home>/weights_manifest.json`."""
+    own = (home or environment().home) / FILE_NAME
+    return Manifest.builtin().merged(Manifest.read(own)) if own.is_file() else Manifest.builtin()
+
+
+def fetch(
+    assets: Iterable[Asset],
+    *,
+    home: Path | None = None,
+    offline: bool = False,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> dict[str, Path]:
+    """The verified file of every asset, by asset name; missing ones are downloaded.
+
+    `offline` (or CLSEG_OFFLINE) opens no socket; `progress` is called with (asset name, bytes so far, bytes in all)
+    while downloading.  Raises OfflineError naming every file to bring and its place, WeightsError when a file is
+    damaged or no source delivers it; nothing is downloaded when some asset cannot be had at all.
+    """
+    settings = environment()
+    home = home or settings.home
+    searches = [_search(asset, home, _sources(asset, settings.mirror)) for asset in dict.fromkeys(assets)]
+    _refuse_hopeless([one for one in searches if one.path is None], offline=offline or settings.offline)
+    return {one.asset.name: one.path or _bring(one, progress) for one in searches}
+
+
+def locate(asset: Asset, *, home: Path | None = None) -> Path | None:
+    """The verified file of the asset when it is on this machine, else None; opens no socket."""
+    settings = environment()
+    return _search(asset, home or settings.home, _sources(asset, settings.mirror)).path
+
+
+def cached_path(asset: Asset, home: Path) -> Path:
+    """Where the asset lies in the cache once downloaded or brought."""
+    return home / "weights" / f"{asset.sha256[:16]}-{asset.file.rpartition('/')[2]}"
+
+
+def fault_of(path: Path, asset: Asset) -> str | None:
+    """What is wrong with the file at `path`, as the end of a sentence; None when it is the asset, byte for byte."""
+    try:
+        stat = path.stat()
+        if not S_ISREG(stat.st_mode):
+            return "is not a file"
+        if stat.st_size != asset.bytes:
+            return f"has {stat.st_size} bytes, expected {asset.bytes} bytes with sha256 {asset.sha256}"
+        got = _sha256(path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
+    except (FileNotFoundError, NotADirectoryError):
+        return _ABSENT
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    return None if got == asset.sha256 else f"has sha256 {got}, expected {asset.sha256}"
+
+
+@dataclass(frozen=True)
+class _Search:
+    """Where an asset was found on this machine, or what stood in the way, and where else it may come from."""
+
+    asset: Asset
+    path: Path | None
+    faults: tuple[str, ...]
+    remote: tuple[str, ...]
+    cached: Path
+
+
+def _sources(asset: Asset, mirror: str | None) -> tuple[str, ...]:
+    """The asset's sources; a mirror takes the place of the web addresses."""
+    if mirror is None:
+        return asset.sources
+    mirrored = f"{mirror.rstrip('/')}/{quote(asset.file)}"
+    if mirrored.startswith("package:") or "://" not in mirrored or source_problem(mirrored):
+        expected = "expected https://… or file:///… (http:// for this machine alone)"
+        raise WeightsError(f"CLSEG_WEIGHTS_URL is '{shown(mirror)}', {expected}.")
+    return (*(one for one in asset.sources if not _is_remote(one)), mirrored)
+
+
+def _search(asset: Asset, home: Path, sources: tuple[str, ...]) -> _Search:
+    """Look on this machine: the local sources in their order, then the cache."""
+    remote = tuple(one for one in sources if _is_remote(one))
+    cached = cached_path(asset, home)
+    faults = []
+    for place in (*(_local_path(one, asset.folder) for one in sources if not _is_remote(one)), cached):
+        fault = fault_of(place, asset)
+        if fault is None:
+            return _Search(asset, place, (), remote, cached)
+        if place != cached or fault != _ABSENT:
+            faults.append(f"{place} {fault}")
+    return _Search(asset, None, tuple(faults), remote, cached)
+
+
+def _is_remote(source: str) -> bool:
+    return source.startswith(("https://", "http://"))
+
+
+def _local_path(source: str, folder: Path | None) -> Path:
+    """The file that a source without network means; `folder` is the manifest's, else the working folder."""
+    if source.startswith("package:"):
+        return Path(str(files("clseg").joinpath(source.removeprefix("package:"))))
+    if source.startswith("file://"):
+        path = unquote(urlsplit(source).path)
+        return Path(path[1:] if re.match(r"/[A-Za-z]:/", path) else path)  # /C:/x is C:/x on Windows
+    return (folder or Path()) / source
+
+
+def _refuse_hopeless(missing: list[_Search], *, offline: bool) -> None:
+    """Errors that need no network to be known, before the first byte is downloaded."""
+    for one in missing:
+        if not one.remote:
+            raise _unavailable(one, one.faults)
+    if offline and missing:
+        errands = "; ".join(map(_errand, missing))
+        raise OfflineError(
+            f"Downloading is switched off and {len(missing)} weight file(s) are not on this machine: {errands}.",
+            tip="Bring the files to the places named, or allow downloading (without --offline and CLSEG_OFFLINE).",
+        )
+
+
+def _errand(one: _Search) -> str:
+    """Which file to bring from where, and where to put it."""
+    found = f" (found, but not usable: {'; '.join(one.faults)})" if one.faults else ""
+    origin = " or ".join(map(shown, one.remote))
+    return f"{one.asset.file} ({_identity(one.asset)}) from {origin} belongs at {one.cached}{found}"
+
+
+def _bring(one: _Search, progress: Callable[[str, int, int], None] | None) -> Path:
+    """Download into the cache, one process at a time; the path of the verified file."""
+    failures = list(one.faults)
+    with _alone(one.cached):
+        fault = fault_of(one.cached, one.asset)
+        if fault is None:
+            return one.cached  # another process has brought it meanwhile
+        if fault != _ABSENT:
+            one.cached.unlink()
+            failures.append(f"{one.cached} was deleted")
+        for url in one.remote:
+            try:
+                _download(url, one, progress)
+                return one.cached
+            except WeightsError as error:
+                failures.append(f"{error.message.rstrip('.')}{f' ({error.tip})' if error.tip else ''}")
+    raise _unavailable(one, failures)
+
+
+def _download(url: str, one: _Search, progress: Callable[[str, int, int], None] | None) -> None:
+    report = partial(progress, one.asset.name) if progress else None
+    download(url, one.cached, expected_bytes=one.asset.bytes, expected_sha256=one.asset.sha256, progress=report)
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Hold the lock of a cached file; it is freed when the process ends, however it ends."""
+    from filelock import FileLock, Timeout
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{path}.lock", timeout=LOCK_S):
+            yield
+    except Timeout as error:
+        told = f"Another process has held {path}.lock for {LOCK_S / 60:.0f} minutes."
+        raise WeightsError(told, tip="End it and try again.") from error
+    except OSError as error:
+        told = f"The cache of weights {path.parent} cannot be written: {error.strerror or error}."
+        raise WeightsError(told, tip="Set CLSEG_HOME to a folder that you may write to.") from error
+
+
+def _unavailable(one: _Search, failures: Iterable[str]) -> WeightsError:
+    """The error after the last source, with what happened at each."""
+    told = "; ".join(failures) or "the manifest names no source"
+    tip = f"Bring the file ({_identity(one.asset)}) as {one.cached}."
+    if any(source.startswith("package:") for source in one.asset.sources):
+        tip = f"{_TIP_PACKAGE} {tip}"
+    which = f"'{one.asset.name}' ({one.asset.file})"
+    return WeightsError(f"No usable file of the weights {which}, nothing was loaded: {told}.", tip=tip)
+
+
+def _identity(asset: Asset) -> str:
+    return f"{asset.bytes} bytes, sha256 {asset.sha256}"
+
+
+@lru_cache(maxsize=4096)
+def _sha256(path: Path, size: int, mtime_ns: int, ctime_ns: int, inode: int) -> str:
+    """The file's sha256; all but `path` are there so that a touched file is hashed again."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+_TIP_PACKAGE = (
+    "A file of the package that is missing or damaged comes back by installing clseg again; a broken installation, "
+    "a full disk, a virus scanner or a checkout without its large files may be the reason."
+)
