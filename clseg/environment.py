@@ -1,10 +1,10 @@
 """What the user's environment variables say; nothing else in `clseg` reads them.
 
-    CLSEG_HOME         folder for downloaded weights and the user's own `weights_manifest.json`;
-                       without it the user's cache folder, e.g. ~/.cache/clseg
-    CLSEG_OFFLINE      1, true, yes or on: never open a socket
-    CLSEG_WEIGHTS_URL  a mirror, https://… or file:///…, holding every asset under its manifest `file` name;
-                       it takes the place of the web addresses in the manifest
+CLSEG_HOME         folder for downloaded weights and the user's own `weights_manifest.json`;
+                   without it the user's cache folder, e.g. ~/.cache/clseg
+CLSEG_OFFLINE      1, true, yes or on: never open a socket
+CLSEG_WEIGHTS_URL  a mirror, https://… or file:///…, holding every asset under its manifest `file` name;
+                   it takes the place of the web addresses in the manifest
 """
 
 from __future__ import annotations

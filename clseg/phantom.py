@@ -44,8 +44,8 @@ FIELD_MM = ((-225.0, 225.0), (-112.0, 185.0))  # x, y
 TRUNK = (
     (-330, 178, 112, -102), (-300, 174, 116, -98), (-260, 160, 122, -84), (-215, 146, 128, -72), (-170, 145, 134, -68),
     (-120, 153, 142, -68), (-70, 161, 149, -70), (-20, 166, 153, -75), (30, 167, 149, -80), (75, 165, 137, -84),
-    (110, 158, 122, -82), (135, 138, 110, -72), (155, 104, 106, -56), (172, 76, 106, -38), (190, 63, 110, -24),
-    (215, 59, 112, -18), (245, 60, 112, -20), (275, 60, 100, -24), (300, 56, 90, -20),
+    (110, 158, 122, -82), (135, 138, 110, -72), (155, 104, 106, -56), (172, 76, 106, -38), (190, 63, 114, -24),
+    (215, 59, 117, -18), (245, 60, 114, -20), (275, 60, 100, -24), (300, 56, 90, -20),
 )  # fmt: skip
 # the same for the inside of the ribs and of the abdominal wall
 CAVITY = (
@@ -583,13 +583,14 @@ def _neck(canvas: _Canvas) -> None:
     canvas.paint(_ellipsoid((0, 97, 162), (14, 4, 7)), THYROID)
     _larynx(canvas)
     _airway(canvas)
-    gullet = [(0, 70, 182), (-5, 62, 150), (-6, 54, 110), (-5, 44, 75), (-7, 41, 20), (-12, 44, -20), (-24, 55, -52), (-36, 62, -66)]
+    gullet = [(0, 70, 182), (-5, 62, 150), (-6, 54, 110), (-5, 44, 75), (-7, 41, 20), (-12, 44, -20)]
+    gullet += [(-24, 55, -52), (-36, 62, -66)]  # through the diaphragm to the stomach
     canvas.paint(_tube(gullet, 6.6, (1.15, 0.85, 1)), MUSCLE - 14, "esophagus")
     canvas.paint(_tube(gullet[1:6], 1.9, (1.6, 0.8, 1)), AIR + 300)
 
 
 def _larynx(canvas: _Canvas) -> None:
-    canvas.paint(_block((0, 90, 201), 21, 20, 44), MUSCLE - 18, "larynx")
+    canvas.paint(_block((0, 88, 201), 21, 20, 44), MUSCLE - 18, "larynx")
     for side, _ in SIDES:  # thyroid cartilage: two leaves that meet in front
         leaf = _plate((0, 109, 212), (side * 21, 84, 216), (side * 19, 84, 190), 4.5)
         canvas.paint([leaf, _plate((0, 109, 212), (side * 19, 84, 190), (0, 105, 190), 4.5)], 260)
@@ -645,7 +646,8 @@ def _below_the_diaphragm(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndar
 def _vessel_tree(random: np.random.Generator, side: float) -> list[_Shape]:
     """Branches from the hilum into the lung, each thinner and shorter than its parent."""
     hilum, shapes = np.array([side * 40.0, 52.0, 25.0]), []
-    directions = [(1, 0.5, 1.4), (1, -0.8, 0.9), (1, 0.9, 0.2), (1, -0.6, -1.2), (0.6, 0.5, -1.5), (1, -1.2, -0.3), (0.7, 1.2, 0.9)]
+    directions = [(1, 0.5, 1.4), (1, -0.8, 0.9), (1, 0.9, 0.2), (1, -0.6, -1.2)]
+    directions += [(0.6, 0.5, -1.5), (1, -1.2, -0.3), (0.7, 1.2, 0.9)]
     front = [(hilum, np.array([side * d[0], d[1], d[2]]), 5.0, 34.0) for d in directions]
     while front:
         start, direction, radius, length = front.pop()
@@ -664,19 +666,24 @@ def _mediastinum(canvas: _Canvas) -> None:
     heart, turn = (-20, 84, -6), (0, 28, -32)
     canvas.paint(_ellipsoid(heart, (64, 48, 50), turn), FAT + 10, CLEAR)
     canvas.paint(_ellipsoid(heart, (60, 44, 46), turn), MYOCARDIUM, CLEAR)
-    chambers = [((-44, 82, -14), (30, 22, 24)), ((-10, 110, -14), (32, 15, 24)), ((-12, 56, 10), (27, 15, 20)), ((28, 84, 2), (17, 25, 26))]
+    chambers = [((-44, 82, -14), (30, 22, 24)), ((-10, 110, -14), (32, 15, 24)),
+                ((-12, 56, 10), (27, 15, 20)), ((28, 84, 2), (17, 25, 26))]  # fmt: skip
     for centre, radii in chambers:
         canvas.paint(_ellipsoid(centre, radii, turn), BLOOD)
     canvas.paint(_ellipsoid((0, 100, 40), (28, 26, 45)), FAT + 15, CLEAR)
+    canvas.paint(_tube([(20, 74, 15), (20, 76, 110)], 13), FAT + 15, CLEAR)  # beside the superior vena cava
+    arch = [(2, 84, 12), (14, 86, 55), (10, 80, 82), (-6, 62, 95), (-19, 42, 84), (-22, 32, 62)]
+    descending = [(-22, 32, 62), (-22, 30, 0), (-16, 34, -60), (-7, 46, -110), (-6, 56, -170), (-5, 60, -228)]
     vessels = [
-        (_tube([(2, 84, 12), (14, 86, 55), (10, 80, 82), (-6, 62, 95), (-19, 42, 84), (-22, 32, 62)], (14, 15, 14, 13, 12.5, 12)), BLOOD),
-        (_tube([(-22, 32, 62), (-22, 30, 0), (-16, 34, -60), (-7, 46, -110), (-6, 56, -170), (-5, 60, -228)], (12, 11.5, 11, 10.5, 9, 8)), BLOOD),
-        (_tube([(28, 78, 10), (30, 76, 60), (27, 80, 105)], (10, 9, 8)), VEIN),
+        (_tube(arch, (14, 15, 14, 13, 12.5, 12)), BLOOD),
+        (_tube(descending, (12, 11.5, 11, 10.5, 9, 8)), BLOOD),
+        (_tube([(28, 78, 10), (30, 76, 60), (27, 80, 105)], (10, 9, 8)), VEIN),  # superior vena cava
         (_tube([(-26, 96, 105), (8, 96, 100), (27, 82, 92)], (6, 6.5, 7)), VEIN),
-        (_tube([(-12, 102, 22), (-16, 88, 52), (-34, 62, 42)], (13, 13, 9)), BLOOD),
+        (_tube([(-12, 102, 22), (-16, 88, 52), (-34, 62, 42)], (13, 13, 9)), BLOOD),  # pulmonary arteries
         (_tube([(-14, 80, 48), (14, 62, 40), (42, 52, 30)], (11, 10, 8)), BLOOD),
-        (_tube([(4, 82, 92), (22, 76, 122)], 6), BLOOD), (_tube([(-6, 74, 98), (-20, 74, 125)], 4), BLOOD),
-    ]  # fmt: skip
+        (_tube([(4, 82, 92), (22, 76, 122)], 6), BLOOD),
+        (_tube([(-6, 74, 98), (-20, 74, 125)], 4), BLOOD),
+    ]
     for shapes, hu in vessels:
         canvas.paint(shapes, hu, CLEAR)
 
@@ -697,7 +704,8 @@ def _spine(canvas: _Canvas) -> None:
     canal = [(0.0, _spine_point(z)[1], z) for z in np.arange(-290.0, 268.0, 9.0)]
     canvas.paint(_tube(canal, 8.2, (1.15, 0.95, 1)), CSF, CLEAR)
     cord = [p for p in canal if p[2] > -146]
-    canvas.paint(_tube(cord, np.interp([p[2] for p in cord], (-146, -100, 120, 190, 262), (2.5, 5, 5, 6, 6)), (1.2, 0.95, 1)), BRAIN, "spinal_cord")
+    thickness = np.interp([p[2] for p in cord], (-146, -100, 120, 190, 262), (2.5, 5, 5, 6, 6))
+    canvas.paint(_tube(cord, thickness, (1.2, 0.95, 1)), BRAIN, "spinal_cord")
     canvas.paint(_tube([p for p in canal if p[2] < -136], 5), FLUID + 12)  # cauda equina
 
 
@@ -796,7 +804,7 @@ def _abdomen(canvas: _Canvas) -> None:
         canvas.paint(_tube(_mirror(psoas, side), (10, 17, 21, 21)), MUSCLE + 3)
         canvas.paint(_tube(_mirror([(20, 14, -70), (14, 34, -110), (8, 40, -150)], side), (6, 6, 5)), MUSCLE)  # crura
         canvas.paint(_tube(_mirror([(58, -16, -130), (70, -10, -240)], side), 13, (1.5, 0.7, 1)), MUSCLE)
-    canvas.paint(_tube([(22, 62, -30), (22, 58, -100), (20, 56, -220)], (12, 12, 10)), VEIN)
+    canvas.paint(_tube([(22, 62, -30), (22, 58, -100), (20, 56, -220)], (12, 12, 10)), VEIN, CLEAR)  # inferior vena cava
     _bowel(canvas, cavity)
     _stomach(canvas)
     _liver(canvas, cavity, _below_the_diaphragm)
@@ -818,7 +826,7 @@ def _liver(canvas: _Canvas, *limits: Distance) -> None:
              [(24, 50, -72), (58, 44, -76), (94, 44, -92)], [(24, 52, -72), (44, 76, -78), (60, 98, -90)]]  # fmt: skip
     for line in veins:
         canvas.paint(_tube(line, np.linspace(5.5, 2, len(line))), BLOOD - 2, only="liver")
-    canvas.paint(_tube([(22, 60, -60), (22, 56, -112)], 11), VEIN, CLEAR)  # inferior vena cava behind the liver
+    canvas.paint(_tube([(22, 60, -60), (22, 56, -112)], 11), VEIN, CLEAR)  # inferior vena cava again, behind the liver
     canvas.paint(_ellipsoid((50, 100, -140), (13, 22, 19), (30, 0, 0)), WATER + 8, CLEAR)  # gallbladder
 
 

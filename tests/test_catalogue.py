@@ -249,6 +249,9 @@ def test_a_structure_may_be_in_several_groups():
         ("left kidney", ["kidney_left"]),
         ("Parotid-R", ["parotid_gland_right"]),
         ("iliac arteries", ["iliac_artery_left", "iliac_artery_right"]),
+        ("lumbar vertebrae", [f"vertebrae_L{i}" for i in range(5, 0, -1)]),
+        ("humeri", ["humerus_left", "humerus_right"]),
+        ("lenses", ["eye_lens_left", "eye_lens_right"]),
         ("atria", ["heart_atrium_left", "heart_atrium_right"]),
         ("pancreas", ["pancreas"]),
         ("brachial plexus", ["brachial_plexus_left", "brachial_plexus_right"]),
@@ -443,7 +446,10 @@ def test_names_that_cannot_be_asked_for_are_refused(name: str):
         ([part(2, "a", parent="a")], "cannot contain itself"),
         ([part(2, "lung_left")], "side of 'lung_left' must agree with its name, given: ''"),
         ([part(2, "lung", side="left")], "side of 'lung' must agree with its name, given: 'left'"),
-        ([part(2, "a_left", side="left", partner="b"), part(3, "b")], "must be partners of each other"),
+        (
+            [part(2, "a_left", side="left", partner="a_right"), part(3, "a_right", side="right")],
+            "'a_left' and 'a_right' must be partners of each other",
+        ),
         (
             [part(2, "a_left", side="left", partner="b_left"), part(3, "b_left", side="left", partner="a_left")],
             "must be partners of each other, on opposite sides",

@@ -51,19 +51,18 @@ def test_every_real_ct_passes():
 
 
 def test_real_tight_crops_pass():
-    """Boxes inside the body, without air, taken from real CTs pass."""
+    """4 cm boxes inside the body of real CTs, with fat or a trace of it but without air, pass."""
     paths = sorted((SHARED / "data" / "soft_tissue_sarcoma").glob("*/ct.nii.gz"))[::4]
     if not paths:
         pytest.skip("the shared CTs are not here")
     random, crops = np.random.default_rng(0), 0
-    for path in paths:
-        volume = read(path)
+    for volume in map(read, paths):
         for _ in range(40):
             corner = [int(random.integers(0, length - 20)) for length in volume.shape]
             crop = volume.array[tuple(slice(start, start + 20) for start in corner)]
-            if crop.min() > -250 and crop.max() > 100:
+            if crop.min() > -250 and crop.max() > 100 and (crop < -30).mean() > 0.001:
                 crops += 1
-                assert not any("window" in warning for warning in check(Volume(crop, volume.affine)).warnings)
+                check(Volume(crop, volume.affine))
     assert crops >= 10
 
 
@@ -72,7 +71,7 @@ def test_a_real_mr_is_refused():
     path = SHARED / "data" / "totalsegmentator_tests" / "example_mr_sm.nii.gz"
     if not path.is_file():
         pytest.skip("the shared MR scan is not here")
-    with pytest.raises(InputError, match="not Hounsfield units.*MR"):
+    with pytest.raises(InputError, match=r"not Hounsfield units.*MR"):
         check(read(path))
 
 
@@ -110,10 +109,11 @@ def undershoot(array: np.ndarray) -> np.ndarray:
         (np.clip(torso()[8:16, 15:19] + 1024, 0, None).astype(np.uint16), "1024 added"),
         (mr(), "MR or PET"),
         (mr(10), "MR or PET"),
-        (undershoot(mr()), "MR or PET"),
+        (undershoot(mr() * (mr() > 20)), "background is 0"),
+        (np.where(torso() < -900, -2000, torso() + 1024), "1024 added"),
         (np.where(torso() < -500, 3000, -3000) + torso() % 50, "no soft tissue"),
     ],
-    ids=["8-bit", "0-1", "unit variance", "constant", "offset", "offset crop", "MR", "bright MR", "resampled MR", "no tissue"],
+    ids=["8-bit", "0-1", "unit variance", "constant", "offset", "offset crop", "MR", "bright MR", "resampled MR", "padded offset", "no tissue"],
 )
 def test_values_that_are_not_hu_are_refused(array, words):
     """The usual wrong exports are refused with the range, the likely cause and what to do."""
@@ -182,6 +182,12 @@ def test_absurd_voxels_are_refused(axis, edge):
     affine[axis, axis] = -edge
     with pytest.raises(InputError, match=r"between 0\.05 and 20 mm"):
         check(ct(affine=affine))
+
+
+def test_what_may_be_an_mr_is_doubted():
+    """Bright tissue with a trace of negative values passes with a warning, for it might be a crop full of bone."""
+    (warning,) = check(ct(undershoot(mr(2)))).warnings
+    assert "MR" in warning
 
 
 @pytest.mark.parametrize(("array", "words"), [(torso().clip(-160), "air cannot be told"), (torso().clip(None, 240), "bone cannot be told")])

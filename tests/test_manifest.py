@@ -19,14 +19,27 @@ SHA = {letter: letter * 64 for letter in "0123456789abcdef"}
 def entry(kind: str = "decoder", **changes: object) -> dict:
     """One valid asset as JSON; `changes` spoil it or set it apart."""
     labels = ["liver"] if kind == "decoder" else []
-    plain = {"kind": kind, "file": f"x/{kind}.safetensors", "bytes": 10, "sha256": SHA["a"], "licence": "MIT", "labels": labels}
+    plain = {
+        "kind": kind,
+        "file": f"x/{kind}.safetensors",
+        "bytes": 10,
+        "sha256": SHA["a"],
+        "licence": "MIT",
+        "labels": labels,
+    }
     return {**plain, **changes}
 
 
 def listing(**assets: dict) -> dict:
     """A manifest as JSON with one model that lists all `assets`; each gets its own file name."""
-    assets = {name: {"file": f"{name}.bin", **{k: v for k, v in one.items() if k != "file"}} for name, one in assets.items()}
-    return {"format": 1, "models": {"m": {"description": "d", "licence": "MIT", "assets": list(assets)}}, "assets": assets}
+    assets = {
+        name: {"file": f"{name}.bin", **{k: v for k, v in one.items() if k != "file"}} for name, one in assets.items()
+    }
+    return {
+        "format": 1,
+        "models": {"m": {"description": "d", "licence": "MIT", "assets": list(assets)}},
+        "assets": assets,
+    }
 
 
 @pytest.fixture
@@ -92,7 +105,12 @@ def test_lone_encoder_needs_no_requires():
 
 def test_unused_encoder_stays_away():
     """Of two encoders only the one that the wanted decoder requires is loaded."""
-    parts = {"e1": entry("encoder"), "e2": entry("encoder"), "d1": entry(requires=["e1"]), "d2": entry(requires=["e2"], labels=["lung"])}
+    parts = {
+        "e1": entry("encoder"),
+        "e2": entry("encoder"),
+        "d1": entry(requires=["e1"]),
+        "d2": entry(requires=["e2"], labels=["lung"]),
+    }
     assert names(Manifest.from_dict(listing(**parts)).assets_for("m", ["lung"])) == ["e2", "d2"]
 
 
@@ -111,11 +129,13 @@ def test_unknown_model_offers_nearest():
 
 @st.composite
 def manifests(draw: st.DrawFn) -> Manifest:
-    """One encoder and up to eight decoders; each requires the encoder and some earlier decoders; listed in any order."""
+    """One encoder and up to eight decoders; each requires the encoder and some earlier decoders; any order."""
     parts = {"enc": entry("encoder")}
     for number in range(draw(st.integers(1, 8))):
         earlier = draw(st.sets(st.sampled_from(sorted(parts))))
-        parts[f"d{number}"] = entry(requires=sorted(earlier | {"enc"}), labels=draw(st.lists(st.sampled_from("abc"), min_size=1, unique=True)))
+        parts[f"d{number}"] = entry(
+            requires=sorted(earlier | {"enc"}), labels=draw(st.lists(st.sampled_from("abc"), min_size=1, unique=True))
+        )
     order = draw(st.permutations(sorted(parts)))
     return Manifest.from_dict(listing(**{name: parts[name] for name in order}))
 
@@ -293,7 +313,13 @@ def test_an_accepted_file_name_stays_inside(file: str):
 
 @pytest.mark.parametrize(
     "url",
-    ["https://example.org/a%20b?x=1", "http://127.0.0.1:80/x", "http://127.9.9.9/x", "http://localhost/x", "http://[::1]:8/x"],
+    [
+        "https://example.org/a%20b?x=1",
+        "http://127.0.0.1:80/x",
+        "http://127.9.9.9/x",
+        "http://localhost/x",
+        "http://[::1]:8/x",
+    ],
 )
 def test_addresses_that_are_safe(url: str):
     """https anywhere and http on this machine may be fetched from."""

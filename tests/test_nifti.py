@@ -67,7 +67,7 @@ def patched(path: Path, offset: int, content: bytes) -> Path:
 def test_numbers_come_back_in_native_types(tmp_path, dtype, ending):
     """Integers keep their type in native byte order, floats become float32, values and affine are those of nibabel."""
     array = (scan() % 100).astype(dtype)
-    image = nib.Nifti1Image(array, oblique(), nib.Nifti1Header(endianness=">" if dtype[0] == ">" else "<"))
+    image = nib.Nifti1Image(array, oblique(), nib.Nifti1Header(endianness=">" if dtype[0] == ">" else "<"), dtype=array.dtype)
     nib.save(image, tmp_path / f"ct.{ending}")
     volume = read_nifti(tmp_path / f"ct.{ending}")
     np.testing.assert_array_equal(volume.array, array)

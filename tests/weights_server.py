@@ -1,10 +1,10 @@
 """A web server on 127.0.0.1 that serves weights well or badly, as a test tells it.
 
-    with serve() as server:
-        server.files["/a.bin"] = data
-        server.behave("/a.bin", "busy", "cut")      # first answer 503, second cut off half way, then good ones
-        download(server.url("/a.bin"), …)
-        server.requests                             # [("/a.bin", None), ("/a.bin", "bytes=512-")]: path, Range header
+with serve() as server:
+    server.files["/a.bin"] = data
+    server.behave("/a.bin", "busy", "cut")      # first answer 503, second cut off half way, then good ones
+    download(server.url("/a.bin"), …)
+    server.requests                             # [("/a.bin", None), ("/a.bin", "bytes=512-")]: path, Range header
 """
 
 from __future__ import annotations
@@ -37,14 +37,18 @@ class WeightsServer:
     """What it serves (`files`), how (`behave`) and what was asked of it (`requests`)."""
 
     def __init__(self) -> None:
-        self.files: dict[str, bytes] = {}
+        self._lock = threading.Lock()
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+        self.start_over({})
+
+    def start_over(self, files: dict[str, bytes]) -> None:
+        """Serve these files well and forget all that was asked and told before."""
+        self.files = files
         self.redirects: dict[str, str] = {}
         self.requests: list[tuple[str, str | None]] = []
         self.half_sent = threading.Event()
         self.release = threading.Event()
         self._answers: dict[str, list[str]] = {}
-        self._lock = threading.Lock()
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
 
     def url(self, path: str) -> str:
         return f"http://127.0.0.1:{self.http.server_port}{path}"
@@ -103,7 +107,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _send(self, answer: str, data: bytes, start: int) -> None:
         if answer == "slow":
             self.weights.release.wait(0.3)
-        body = {"wrong": bytes(255 - byte for byte in data)}.get(answer, data)[start:] + b"+" * answer.startswith("oversize")
+        body = {"wrong": bytes(255 - byte for byte in data)}.get(answer, data)[start:] + b"+" * answer.startswith(
+            "oversize"
+        )
         headers = {"Content-Range": f"bytes {start}-{len(data) - 1}/{len(data)}"} if start else {}
         if answer == "norange-206":
             headers = {"Content-Range": "bytes 0-0/7"}

@@ -15,6 +15,7 @@ _SPACING_MM = (0.05, 20.0)
 _NOT_FINITE_SHARE = 0.01
 _CLIP = (-32768, 32767)
 _SHEAR = 1e-3  # largest cosine between two axes that counts as a right angle
+_COLD = -30  # HU; what is below is air, lung or fat
 _THICK_MM = 10.0
 _THIN_MM = 20.0
 _SAMPLE = 1_000_000
@@ -106,13 +107,15 @@ def _judge_values(array: np.ndarray) -> list[str]:
     """Refuse values that cannot be HU (see `_why_not_hu`); warn about those that are HU of a strange kind."""
     low, high = float(array.min()), float(array.max())
     sample = _sample(array)
-    reason, tip = _why_not_hu(sample, low, high)
+    reason, tip = _why_not_hu(_without_padding(sample), low, high)
     if reason:
         raise InputError(f"The values run from {low:g} to {high:g} and are not Hounsfield units: {reason}.", tip=tip)
     warnings = []
+    if _share(sample, -np.inf, _COLD) < 0.02 and _share(sample, 300, np.inf) > 0.3:
+        warnings.append("There is hardly any air or fat and much that would be bone: make sure that this is a CT and not an MR or PET scan.")
     if low > -500 and _share(sample, low, low) > 0.1:
         warnings.append(f"No value is below {low:g} HU and many are exactly that: the scan seems to have been exported with a window, and air cannot be told from tissue.")
-    if high < 500 and _share(sample, high, high) > 0.02:
+    if high < 500 and _share(sample, high, high) > 0.005:
         warnings.append(f"No value is above {high:g} HU and many are exactly that: the scan seems to have been exported with a window, and bone cannot be told from contrast.")
     return warnings
 
@@ -120,34 +123,41 @@ def _judge_values(array: np.ndarray) -> list[str]:
 def _why_not_hu(sample: np.ndarray, low: float, high: float) -> tuple[str, str]:
     """The reason why values are not HU and what to do, or two empty strings.
 
-    What tells a CT from other pictures: something is colder than water.  Air, lung or fat (below -30 HU) make up at
-    least 1 % of a CT, even of a crop inside the body; MR, PET and 8-bit pictures have none, or a trace of undershoot
+    What tells a CT from other pictures: something is colder than water.  Air, lung or fat make up at least 1 % of
+    nearly every CT, even of a crop inside the body; MR, PET and 8-bit pictures have none, or a trace of undershoot
     from resampling.
     """
-    cold = _share(sample, -np.inf, -30)
+    cold = _share(sample, -np.inf, _COLD)
     if low == high:
         return "every voxel has the same value", _HU_TIP
     if high - low <= 30:
         return "they look normalised (0 to 1, or to unit variance)", _HU_TIP
     if low >= 0 and high <= 300:
         return "they look like an 8-bit picture, made with a window", _HU_TIP
-    if cold < 0.05 and _has_offset(sample):
+    if cold < 0.001 and _has_offset(sample):
         return "they look like a CT stored with 1024 added", _offset_tip()
     if cold < 0.001:
         return "there is no air and no fat; it may be an MR or PET scan", _HU_TIP
-    if cold < 0.05 and (_share(sample, 300, np.inf) > 0.35 or _share(sample, -2, 2) > 0.3):
-        return "there is hardly any air or fat, and much that would be bone or exactly water; it may be an MR or PET scan", _HU_TIP
+    if cold < 0.02 and _share(sample, -2, 2) > 0.3:
+        return "there is hardly any air or fat, and the background is 0; it may be an MR or PET scan", _HU_TIP
     if _share(sample, -200, 300) < 0.001:
         return "there is no soft tissue (-200 to 300 HU)", _HU_TIP
     return "", ""
 
 
 def _has_offset(sample: np.ndarray) -> bool:
-    """True for air near 0 and tissue near 1024, with less between them (or, in a crop, for tissue near 1024 alone)."""
+    """True for air near 0 and tissue near 1024 with less between them (in a crop: for tissue near 1024 alone)."""
     tissue = _share(sample, 824, 1324)
     if tissue < 0.05 or sample.max() > 5200:
         return False
     return float(np.median(sample)) >= 824 or _share(sample, -100, 324) > _share(sample, 400, 750) < tissue
+
+
+def _without_padding(sample: np.ndarray) -> np.ndarray:
+    """The sample without the one value below all air that some scanners write outside their field of view."""
+    lowest = sample.min()
+    inside = sample[sample > lowest]
+    return inside if lowest < -1100 and inside.size and inside.size < 0.95 * sample.size else sample
 
 
 def _offset_tip() -> str:

@@ -32,7 +32,7 @@ def from_xml(xml: bytes) -> dict[int, str]:
     try:
         root = ElementTree.fromstring(xml.strip(b"\x00 \r\n\t"))
         return {int(row.attrib["Key"]): (row.text or "").strip() for row in root.iter("Label")}
-    except (ElementTree.ParseError, KeyError, ValueError) as error:
+    except (ElementTree.ParseError, LookupError, ValueError) as error:  # LookupError: no id, or an unknown encoding
         raise InputError(f"The label table embedded in the mask is damaged: {error}.") from error
 
 

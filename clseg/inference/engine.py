@@ -1,0 +1,95 @@
+"""Engine: runs encoder and decoders on a device and gives way, step by step, when its memory runs out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING
+
+import torch
+
+from clseg.errors import UsageError
+from clseg.network.model import Model
+
+if TYPE_CHECKING:
+    from clseg.network.decoder import Decoder
+
+Logits = tuple[str, torch.Tensor]
+
+
+def choose_device(wanted: str) -> str:
+    """`auto`, `cpu`, `cuda`, `cuda:N` or `mps` → the device to use; UsageError when it is not there."""
+    kind, _, number = wanted.partition(":")
+    if kind == "auto":
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if kind not in ("cpu", "cuda", "mps") or (number and not (kind == "cuda" and number.isdigit())):
+        raise UsageError(f"Unknown device '{wanted}', expected auto, cpu, cuda, cuda:N or mps.")
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}[kind]
+    if not there or (number and int(number) >= torch.cuda.device_count()):
+        raise UsageError(f"Device '{wanted}' was asked for but is not available here.", tip="Use --device auto or cpu.")
+    return wanted
+
+
+class Engine:
+    """One encoder pass per batch of windows, then every wanted decoder on its features.
+
+    When the device runs out of memory the batch is halved, then results are
+    collected in main memory, then everything moves to the CPU; `notify` hears a
+    sentence each time.  Half precision on CUDA, float32 elsewhere.
+    """
+
+    def __init__(self, model: Model, device: str = "cpu", *, batch: int | None = None, notify: Callable[[str], None]) -> None:
+        self.model = model.to(device)
+        self.device = device
+        self.results = device
+        self.batch = batch or (4 if device.startswith("cuda") else 1)
+        self.notify = notify
+
+    @torch.inference_mode()
+    def __call__(self, tiles: torch.Tensor, decoders: Iterable[str]) -> Iterator[Logits]:
+        """Logits (n, labels + 1, x, y, z) of every decoder for windows (n, 1, x, y, z), on the device `results`.
+
+        `tiles` has at most `batch` windows when the call begins; if memory runs out
+        on the way, the windows are computed in smaller groups.
+        """
+        wanted = list(decoders)
+        while True:
+            try:
+                parts = [list(self._run(part, wanted)) for part in tiles.split(self.batch)]
+                break
+            except torch.OutOfMemoryError:
+                self._give_way()
+        for index, name in enumerate(wanted):
+            yield name, torch.cat([part[index][1] for part in parts])
+
+    def _run(self, tiles: torch.Tensor, decoders: list[str]) -> Iterator[Logits]:
+        kind = self.device.split(":")[0]
+        with torch.autocast(kind, dtype=torch.float16, enabled=kind == "cuda"):
+            features = self.model.encoder(tiles.to(self.device, non_blocking=True))
+            for name in decoders:
+                logits = _at_full_resolution(self.model.decoders[name], features, tiles)
+                yield name, logits.to(self.results, torch.float32)
+
+    def _give_way(self) -> None:
+        """One step down; raises again when there is none left."""
+        if self.device == "cpu":
+            raise
+        if self.device.startswith("cuda"):
+            torch.cuda.empty_cache()
+        if self.batch > 1:
+            self.batch = max(1, self.batch // 2)
+            self.notify(f"Out of memory on {self.device}: going on with {self.batch} windows at a time.")
+        elif self.results != "cpu":
+            self.results = "cpu"
+            self.notify(f"Out of memory on {self.device}: collecting results in main memory.")
+        else:
+            self.notify(f"Out of memory on {self.device} even for one window: going on with the CPU.")
+            self.device = "cpu"
+            self.model.to("cpu")
+
+
+def _at_full_resolution(decoder: Decoder, features: list[torch.Tensor], tiles: torch.Tensor) -> torch.Tensor:
+    """Logits at the resolution of the window, upsampled where the encoder has a strided stem."""
+    logits = decoder(features)
+    if logits.shape[2:] == tiles.shape[2:]:
+        return logits
+    return torch.nn.functional.interpolate(logits, size=tiles.shape[2:], mode="trilinear")

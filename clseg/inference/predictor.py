@@ -1,0 +1,149 @@
+"""Predictor: slides a window over the scan and hands out finished slices, bottom to top.
+
+Windows are computed in the order of their lowest slice.  Slices that no later
+window touches are finished: they are averaged, handed out and forgotten, so
+that the memory for class scores does not grow with the length of the scan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from clseg.inference.engine import Engine
+from clseg.inference.extent import Extent
+from clseg.inference.prepare import AIR_HU, normalise
+from clseg.inference.window import gaussian, starts
+from clseg.network.spec import EncoderSpec
+
+EMPTY_HU = -800.0  # a window without anything denser than this holds no tissue
+CERTAIN = 10.0  # logit of background where nothing was computed
+
+
+@dataclass(frozen=True)
+class Slab:
+    """Finished slices from `start`: per decoder probabilities (labels + 1, x, y, slices), background first."""
+
+    start: int
+    probabilities: Mapping[str, torch.Tensor]
+
+
+class Predictor:
+    """Sliding-window inference with a Gaussian-weighted mean of logits and one softmax per decoder."""
+
+    def __init__(self, engine: Engine, *, step: float = 0.5, advance: Callable[[int], None] = lambda windows: None) -> None:
+        self.engine = engine
+        self.step = step
+        self.advance = advance
+        self.spec: EncoderSpec = engine.model.spec
+        self.weight = gaussian(self.spec.grid.patch)
+
+    def windows(self, shape: tuple[int, ...]) -> tuple[list[int], list[int], list[int]]:
+        """First voxels of the windows along each axis of a scan of `shape` on the model's grid."""
+        padded = [max(n, p) for n, p in zip(shape, self.spec.grid.patch, strict=True)]
+        return tuple(starts(n, p, self.step) for n, p in zip(padded, self.spec.grid.patch, strict=True))  # type: ignore[return-value]
+
+    def __call__(self, hu: torch.Tensor, extents: Mapping[str, Extent | None]) -> Iterator[Slab]:
+        """Slabs of `hu` (x, y, z; HU on the model's grid) from the lowest slice to the highest.
+
+        Decoders whose extent is None never run; the others run in windows that meet
+        their extent, and are certain background elsewhere.
+        """
+        padded, offset = _pad(hu, self.spec.grid.patch)
+        xs, ys, zs = self.windows(tuple(hu.shape))
+        running = {name: extent for name, extent in extents.items() if extent is not None}
+        rolling = _Rolling(self._channels(running), padded.shape, self.weight)
+        for index, z in enumerate(zs):
+            needed = [n for n, (low, high) in running.items() if z < high + offset[2] and z + self.weight.shape[2] > low + offset[2]]
+            self._row(padded, xs, ys, z, needed, rolling)
+            end = zs[index + 1] if index + 1 < len(zs) else z + self.weight.shape[2]
+            yield from _unpad(z, rolling.finish(end - z), offset, hu.shape)
+
+    def _row(
+        self, padded: torch.Tensor, xs: list[int], ys: list[int], z: int, decoders: list[str], rolling: _Rolling
+    ) -> None:
+        """All windows whose lowest slice is `z`, in batches."""
+        px, py, pz = self.weight.shape
+        pending: list[tuple[int, int, torch.Tensor]] = []
+        places = [(x, y) for x in xs for y in ys]
+        for x, y in places:
+            tile = padded[x : x + px, y : y + py, z : z + pz]
+            if decoders and bool((tile > EMPTY_HU).any()):
+                pending.append((x, y, tile))
+            if pending and (len(pending) >= self.engine.batch or (x, y) == places[-1]):
+                self._compute(pending, decoders, rolling)
+                pending = []
+            self.advance(1)
+
+    def _compute(self, pending: list[tuple[int, int, torch.Tensor]], decoders: list[str], rolling: _Rolling) -> None:
+        tiles = torch.stack([normalise(tile.float(), self.spec.intensity)[None] for _, _, tile in pending])
+        for name, logits in self.engine(tiles, decoders):
+            for (x, y, _), one in zip(pending, logits, strict=True):
+                rolling.add(name, one, x, y)
+
+    def _channels(self, running: Mapping[str, Extent]) -> dict[str, int]:
+        return {name: len(self.engine.model.decoders[name].spec.labels) + 1 for name in running}
+
+
+class _Rolling:
+    """Sums of weighted logits for as many slices as a window has; the lowest are the next to be finished."""
+
+    def __init__(self, channels: Mapping[str, int], shape: torch.Size, weight: torch.Tensor) -> None:
+        depth = weight.shape[2]
+        self.weight = weight
+        self.sums = {name: torch.zeros(c, shape[0], shape[1], depth) for name, c in channels.items()}
+        self.weights = {name: torch.zeros(shape[0], shape[1], depth) for name in channels}
+
+    def add(self, name: str, logits: torch.Tensor, x: int, y: int) -> None:
+        px, py, _ = self.weight.shape
+        logits = logits.to(self.sums[name].device)
+        self.sums[name][:, x : x + px, y : y + py].addcmul_(logits, self.weight)
+        self.weights[name][x : x + px, y : y + py].add_(self.weight)
+
+    def finish(self, count: int) -> dict[str, torch.Tensor]:
+        """Probabilities of the lowest `count` slices, which are then forgotten."""
+        return {name: self._finish(name, count) for name in self.sums}
+
+    def _finish(self, name: str, count: int) -> torch.Tensor:
+        sums, weights = self.sums[name], self.weights[name]
+        mean = sums[..., :count] / weights[..., :count].clamp(min=1e-6)
+        untouched = weights[..., :count] == 0
+        if untouched.any():
+            mean[0][untouched] = CERTAIN
+        self.sums[name] = _shifted(sums, count)
+        self.weights[name] = _shifted(weights, count)
+        return torch.softmax(mean, dim=0)
+
+
+def _shifted(array: torch.Tensor, count: int) -> torch.Tensor:
+    """`array` moved down by `count` slices, zeros on top."""
+    moved = torch.zeros_like(array)
+    if count < array.shape[-1]:
+        moved[..., : array.shape[-1] - count] = array[..., count:]
+    return moved
+
+
+def _pad(hu: torch.Tensor, patch: tuple[int, ...]) -> tuple[torch.Tensor, list[int]]:
+    """Air around a scan that is smaller than the window; the scan lies in the middle."""
+    before, pad = [], []
+    for n, p in zip(hu.shape, patch, strict=True):
+        missing = max(0, p - n)
+        before.append(missing // 2)
+        pad.append((missing // 2, missing - missing // 2))
+    if not any(before) and not any(after for _, after in pad):
+        return hu, before
+    flat = [side for pair in reversed(pad) for side in pair]
+    return torch.nn.functional.pad(hu, flat, value=AIR_HU), before
+
+
+def _unpad(start: int, probabilities: dict[str, torch.Tensor], offset: list[int], shape: torch.Size) -> Iterator[Slab]:
+    """The part of a slab that lies in the scan, if any."""
+    depth = next(iter(probabilities.values())).shape[-1] if probabilities else 0
+    low, high = max(start, offset[2]), min(start + depth, offset[2] + shape[2])
+    if low >= high:
+        return
+    x, y = (slice(o, o + n) for o, n in zip(offset[:2], shape[:2], strict=True))
+    z = slice(low - start, high - start)
+    yield Slab(low - offset[2], {name: p[:, x, y, z] for name, p in probabilities.items()})

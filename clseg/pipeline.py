@@ -1,0 +1,177 @@
+"""segment(): inference as one paragraph."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import clseg
+from clseg.catalogue import Anatomy, Catalogue
+from clseg.io.check import check
+from clseg.io.files import read, sha256_of
+from clseg.manifest import Asset
+from clseg.progress import SILENT, Progress
+from clseg.segmentation import Segmentation
+from clseg.spatial.orthonormal import from_orthonormal, to_orthonormal
+from clseg.stopwatch import Stopwatch
+from clseg.volume import Volume
+from clseg.weights.cache import fetch, manifest
+
+if TYPE_CHECKING:
+    from clseg.inference.merge import Layer
+    from clseg.inference.prepare import Placement
+    from clseg.network.model import Model
+
+Image = Volume | str | os.PathLike[str]
+
+__all__ = ["Segmentation", "segment"]
+
+
+def segment(
+    image: Image,
+    roi: str | Iterable[str] = ("all",),
+    *,
+    model: str = "starter",
+    device: str = "auto",
+    step: float = 0.5,
+    threads: int = 0,
+    offline: bool = False,
+    report: Progress = SILENT,
+) -> Segmentation:
+    """Segment one CT.
+
+    `image` is a path (NIfTI, NRRD, MetaImage, a DICOM folder) or a Volume in HU;
+    `roi` are groups, structures or synonyms (`chest`, `liver,aorta`).  `step` is the
+    distance between windows as a share of the window; `threads` 0 leaves torch's
+    choice.  `offline` opens no socket.  The result lies on the grid of `image`.
+
+    Raises UsageError for unknown names before anything is read or loaded, InputError
+    when the image is not a usable CT, WeightsError when weights are missing.
+    """
+    stopwatch = Stopwatch()
+    listing = manifest()
+    holders = listing.labels_of(model)
+    catalogue = Catalogue.builtin().with_structures(holders)
+    wanted = catalogue.select([roi] if isinstance(roi, str) else roi, among=holders)
+    assets = listing.assets_for(model, [a.name for a in wanted])
+
+    with stopwatch.lap("read"), report.stage("Reading"):
+        scan, digest = _read(image)
+        checked = check(scan)
+        for warning in checked.warnings:
+            report.warn(warning)
+    straight = to_orthonormal(checked.volume) if checked.needs_orthonormal else checked.volume
+
+    with stopwatch.lap("weights"), report.stage("Loading weights"):
+        network, device = _load(assets, fetch(assets, offline=offline), device, threads, report)
+
+    layers, placement, unreachable = _infer(straight, network, wanted, catalogue, device, step, stopwatch, report)
+
+    with stopwatch.lap("restore"), report.stage("Restoring", len(layers)) as advance:
+        arrays = []
+        for layer in layers:
+            arrays.append(_onto_scan(layer, placement, straight, checked.volume))
+            advance(1)
+    facts = _facts(model, assets, device, step, scan, image, digest)
+    return Segmentation(checked.volume, tuple(arrays), wanted, frozenset(unreachable), facts, stopwatch)
+
+
+def _read(image: Image) -> tuple[Volume, str | None]:
+    """The scan and the sha256 of the file that it came from."""
+    if isinstance(image, Volume):
+        return image, None
+    volume = read(image)
+    return volume, sha256_of(image) if Path(image).is_file() else None
+
+
+def _load(
+    assets: Sequence[Asset], files: dict[str, Path], device: str, threads: int, report: Progress
+) -> tuple[Model, str]:
+    import torch
+
+    from clseg.inference.engine import choose_device
+    from clseg.network.model import load_model
+
+    device = choose_device(device)
+    if threads:
+        torch.set_num_threads(threads)
+    encoder = next(a.name for a in assets if a.kind == "encoder")
+    decoders = {a.name: files[a.name] for a in assets if a.kind == "decoder"}
+    report.detail(f"{len(decoders)} decoders on {device}, {torch.get_num_threads()} threads")
+    return load_model(files[encoder], decoders), device
+
+
+def _infer(
+    scan: Volume,
+    network: Model,
+    wanted: tuple[Anatomy, ...],
+    catalogue: Catalogue,
+    device: str,
+    step: float,
+    stopwatch: Stopwatch,
+    report: Progress,
+) -> tuple[list[Layer], Placement, list[str]]:
+    """Label maps on the model's grid, where they lie in the scan, and the structures whose decoders were out of range."""
+    from clseg.inference.clean import clean
+    from clseg.inference.engine import Engine
+    from clseg.inference.extent import extents
+    from clseg.inference.merge import Canvas
+    from clseg.inference.predictor import Predictor
+    from clseg.inference.prepare import onto_grid, place
+
+    with stopwatch.lap("prepare"), report.stage("Preparing"):
+        oriented, placement = place(scan, network.spec.grid)
+        hu = onto_grid(oriented.array, placement)
+    reach = extents(network, placement.shape[2])
+    canvas = Canvas(placement.shape, wanted, catalogue)
+    labels = {name: decoder.spec.labels for name, decoder in network.decoders.items()}
+
+    predictor = Predictor(Engine(network, device, notify=report.warn), step=step)
+    windows = 1
+    for starts in predictor.windows(placement.shape):
+        windows *= len(starts)
+    with stopwatch.lap("segment"), report.stage("Segmenting", windows) as predictor.advance:
+        for slab in predictor(hu, reach):
+            canvas.paint(slab, labels)
+
+    with stopwatch.lap("clean"), report.stage("Cleaning"):
+        voxel_mm3 = placement.spacing[0] * placement.spacing[1] * placement.spacing[2]
+        for layer in canvas.layers.values():
+            clean(layer, wanted, voxel_mm3)
+    reachable = {label for name, extent in reach.items() if extent is not None for label in labels[name]}
+    return list(canvas.layers.values()), placement, [a.name for a in wanted if a.name not in reachable]
+
+
+def _onto_scan(layer: Layer, placement: Placement, straight: Volume, scan: Volume) -> Any:
+    from clseg.inference.restore import restore
+
+    ids = restore(layer, placement, straight)
+    return ids if straight is scan else from_orthonormal(ids, straight, scan)
+
+
+def _facts(
+    model: str, assets: Sequence[Asset], device: str, step: float, scan: Volume, image: Image, digest: str | None
+) -> dict[str, Any]:
+    """What run.json says about input, weights and program."""
+    import numpy
+    import torch
+
+    versions = {"clseg": clseg.__version__, "torch": torch.__version__, "numpy": numpy.__version__}
+    return {
+        "versions": {**versions, "python": platform.python_version()},
+        "input": {
+            "path": None if isinstance(image, Volume) else str(image),
+            "sha256": digest,
+            "shape": list(scan.shape),
+            "spacing_mm": list(scan.spacing),
+            "orientation": scan.orientation,
+            "affine": scan.affine.tolist(),
+        },
+        "model": {"name": model, "weights": {a.name: a.sha256 for a in assets}},
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "step": step,
+    }

@@ -1,0 +1,26 @@
+"""Progress: how the library tells whoever listens what it is doing; by default nobody listens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+Advance = Callable[[int], None]
+
+
+class Progress:
+    """Silent. The command line overrides these three; the library only calls them."""
+
+    @contextmanager
+    def stage(self, name: str, total: int | None = None) -> Iterator[Advance]:
+        """One stage of `total` units of work; the value is called with units done."""
+        yield lambda units: None
+
+    def warn(self, text: str) -> None:
+        """A sentence that the user should read."""
+
+    def detail(self, text: str) -> None:
+        """A sentence for those who asked for more."""
+
+
+SILENT = Progress()

@@ -1,0 +1,142 @@
+"""Segmentation: what `segment` returns: label maps on the scanner's grid and what is known about them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clseg.catalogue import Anatomy
+from clseg.errors import UnknownName
+from clseg.io.files import check_writable, prepare_folder, write_csv, write_json
+from clseg.io.nifti import write_mask
+from clseg.measure import Statistics, measure, to_json, to_rows
+from clseg.stopwatch import Stopwatch
+from clseg.volume import Volume
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """The structures found in one scan.
+
+    `scan` is the CT as it was read.  `layers` are uint16 label maps of catalogue ids
+    on its grid: a structure and its parts (body, skeleton, mandible) overlap, so they
+    lie on different layers, parts later.  `wanted` is what was asked for;
+    `out_of_range` are those whose decoders had no slice to run on.
+    """
+
+    scan: Volume
+    layers: tuple[np.ndarray, ...]
+    wanted: tuple[Anatomy, ...]
+    out_of_range: frozenset[str] = frozenset()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    stopwatch: Stopwatch = field(default_factory=Stopwatch)
+
+    @property
+    def names(self) -> dict[str, int]:
+        """Structure name → id in the label maps, in the order of the catalogue."""
+        return {a.name: a.id for a in self.wanted}
+
+    @cached_property
+    def labels(self) -> Volume:
+        """One label map on the scan's grid; where structures overlap the part hides the whole."""
+        flat = np.zeros(self.scan.shape, np.uint16)
+        for layer in self.layers:
+            np.copyto(flat, layer, where=layer > 0)
+        return self.scan.like(flat)
+
+    def mask(self, name: str) -> np.ndarray:
+        """Boolean mask of one structure, shape of the scan; UnknownName when it was not asked for."""
+        if name not in self.names:
+            from difflib import get_close_matches
+
+            raise UnknownName("structure in this result", name, tuple(get_close_matches(name, self.names, 3)))
+        found = np.zeros(self.scan.shape, bool)
+        for layer in self.layers:
+            found |= layer == self.names[name]
+        return found
+
+    @cached_property
+    def present(self) -> tuple[Anatomy, ...]:
+        """The structures that have at least one voxel."""
+        ids = {int(i) for layer in self.layers for i in np.flatnonzero(np.bincount(layer.ravel()))}
+        return tuple(a for a in self.wanted if a.id in ids)
+
+    def statistics(self) -> dict[str, Statistics]:
+        """Volume, HU, place and completeness of every wanted structure; see `clseg.measure`."""
+        return measure(self.layers, self.scan, self.names, out_of_range=self.out_of_range)
+
+    def save(
+        self, output: str | os.PathLike[str], *, multilabel: bool = False, statistics: bool = False, preview: bool = False
+    ) -> list[Path]:
+        """Write everything and return the files, each of which appears whole or not at all.
+
+        `output` is a folder (one `<structure>.nii.gz` per structure found, or with
+        `multilabel` one `segmentation.nii.gz`), or a file name ending in .nii or
+        .nii.gz for one label map; statistics and `run.json` then take its name as
+        prefix, so that a loop over scans never overwrites its own results.
+        """
+        from clseg.output import Output
+
+        place = Output.at(Path(output), multilabel)
+        with self.stopwatch.lap("write"):
+            prepare_folder(place.folder)
+            check_writable(place.folder, self._bytes_needed())
+            files = self._save_masks(place)
+        if statistics:
+            with self.stopwatch.lap("statistics"):
+                files += self._save_statistics(place)
+        if preview:
+            from clseg.report.preview import save_preview
+
+            files.append(place.beside("preview.png"))
+            colours = {a.id: a.colour for a in self.wanted}
+            save_preview(files[-1], self.scan, self.layers, colours, {a.id: a.name for a in self.wanted})
+        files.append(place.beside("run.json"))
+        write_json(files[-1], self._run(files))
+        return files
+
+    def _save_masks(self, place: Any) -> list[Path]:
+        if place.multilabel:
+            table = {a.id: (a.name, a.colour) for a in self.wanted}
+            write_mask(place.multilabel, self.labels.array, self.scan, labels=table)
+            names = place.labels
+            write_json(names, self.names)
+            return [place.multilabel, names]
+        files = []
+        for anatomy in self.wanted:
+            file = place.folder / f"{anatomy.name}.nii.gz"
+            if anatomy in self.present:
+                write_mask(file, self.mask(anatomy.name).astype(np.uint8), self.scan)
+                files.append(file)
+            elif file.is_file():
+                file.unlink()  # an empty structure must not keep the mask of an earlier run
+        return files
+
+    def _save_statistics(self, place: Any) -> list[Path]:
+        values = self.statistics()
+        json_file, csv_file = place.beside("statistics.json"), place.beside("statistics.csv")
+        write_json(json_file, to_json(values))
+        write_csv(csv_file, *to_rows(values))
+        return [json_file, csv_file]
+
+    def _bytes_needed(self) -> int:
+        """A generous guess: masks compress to a few bits per voxel of their structures."""
+        return 2_000_000 + int(np.prod(self.scan.shape)) // 8
+
+    def _run(self, files: Sequence[Path]) -> dict[str, Any]:
+        """The run manifest: what came in, what was used, what came out."""
+        empty = [a.name for a in self.wanted if a not in self.present]
+        return {
+            **self.facts,
+            "structures": [a.name for a in self.present],
+            "empty": empty,
+            "out_of_range": sorted(self.out_of_range),
+            "stages": [asdict(lap) for lap in self.stopwatch.laps],
+            "files": [file.name for file in files],
+        }
