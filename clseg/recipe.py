@@ -164,16 +164,23 @@ def read_recipe(path: Path) -> Recipe:
         raise RecipeError(f"There is no recipe at {path}.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise RecipeError(f"Cannot read the recipe {path}: {error}.") from error
+    return from_dict(data, Path(path).resolve().parent)
+
+
+def from_dict(data: dict[str, Any], folder: Path) -> Recipe:
+    """A recipe from plain types; relative paths in it are relative to `folder`. Inverse of `to_dict`."""
     if "folder" in data:
         raise RecipeError("Unknown key 'folder' in the recipe.")
-    return _build(Recipe, data, "recipe", folder=Path(path).resolve().parent)
+    return _build(Recipe, data, "recipe", folder=folder)
 
 
 def to_dict(recipe: Recipe) -> dict[str, Any]:
     """The recipe as plain JSON types, without the folder it was read from."""
+    import json
+
     data = dataclasses.asdict(recipe)
     data.pop("folder")
-    return data
+    return json.loads(json.dumps(data))
 
 
 def _build(kind: Any, data: Any, where: str, **extra: Any) -> Any:

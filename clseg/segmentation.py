@@ -45,7 +45,7 @@ class Segmentation:
     @cached_property
     def labels(self) -> Volume:
         """One label map on the scan's grid; where structures overlap the part hides the whole."""
-        flat = np.zeros(self.scan.shape, np.uint16)
+        flat = np.zeros(self.scan.shape, np.uint16, order="F")
         for layer in self.layers:
             np.copyto(flat, layer, where=layer > 0)
         return self.scan.like(flat)
@@ -56,7 +56,7 @@ class Segmentation:
             from difflib import get_close_matches
 
             raise UnknownName("structure in this result", name, tuple(get_close_matches(name, self.names, 3)))
-        found = np.zeros(self.scan.shape, bool)
+        found = np.zeros(self.scan.shape, bool, order="F")
         for layer in self.layers:
             found |= layer == self.names[name]
         return found
@@ -64,7 +64,7 @@ class Segmentation:
     @cached_property
     def present(self) -> tuple[Anatomy, ...]:
         """The structures that have at least one voxel."""
-        ids = {int(i) for layer in self.layers for i in np.flatnonzero(np.bincount(layer.ravel()))}
+        ids = {int(i) for layer in self.layers for i in np.flatnonzero(np.bincount(layer.ravel(order="K")))}
         return tuple(a for a in self.wanted if a.id in ids)
 
     def statistics(self) -> dict[str, Statistics]:
@@ -112,7 +112,7 @@ class Segmentation:
         for anatomy in self.wanted:
             file = place.folder / f"{anatomy.name}.nii.gz"
             if anatomy in self.present:
-                write_mask(file, self.mask(anatomy.name).astype(np.uint8), self.scan)
+                write_mask(file, self.mask(anatomy.name), self.scan)
                 files.append(file)
             elif file.is_file():
                 file.unlink()  # an empty structure must not keep the mask of an earlier run

@@ -81,4 +81,4 @@ class Volume:
         if self.shape != other.shape:
             return False
         corners = np.array([[i, j, k, 1] for i in (0, self.shape[0]) for j in (0, self.shape[1]) for k in (0, self.shape[2])])
-        return bool(np.abs((corners @ (self.affine - other.affine).T)).max() <= tolerance_mm)
+        return bool(np.abs(corners @ (self.affine - other.affine).T).max() <= tolerance_mm)

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import typer
 
-from clseg.cli.train import train
+from clseg.cli.demo import demo
+from clseg.cli.evaluate import evaluate
+from clseg.cli.rois import rois
+from clseg.cli.segment import run
+from clseg.cli.train import export, train
 
-app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
-
-
-@app.callback()
-def root() -> None:
-    """clseg"""
-
-
-app.command()(train)
+app = typer.Typer(
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.callback(invoke_without_command=True)(run)
+for command in (demo, rois, evaluate, train, export):
+    app.command()(command)
 
 
 def main() -> None:
-    app()
+    """Entry point of the `clseg` program."""
+    app(prog_name="clseg")

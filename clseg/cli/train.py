@@ -22,7 +22,7 @@ KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": "8000000000", "MALLOC_MMAP_THRESHOLD_":
 
 def train(
     recipe: Annotated[Path, typer.Argument(help="TOML recipe; recipes/starter.toml is a commented example.")],
-    run: Annotated[Path | None, typer.Option("--run", help="Folder of this run [default: runs/<recipe name>].")] = None,
+    run: Annotated[Path | None, typer.Option("--run", help="Folder of this run Default: runs/<recipe name>.", show_default=False)] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but errors.")] = False,
 ) -> None:
@@ -37,6 +37,24 @@ def train(
         folder = run or Path("runs") / plan.name
         with terminal.progress() as progress:
             files = pretrain(plan, folder, resume=resume, reports=_reports(terminal, progress, plan.optim.iterations))
+        for part, file in files.items():
+            terminal.result(f"{part}\t{file}")
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="Folder of a run, finished or not.")],
+    folder: Annotated[Path | None, typer.Option("--into", help="Folder for the weights. Default: <run>/weights.", show_default=False)] = None,
+    manifest: Annotated[Path | None, typer.Option("--manifest", help="List the weights in this manifest.", show_default=False)] = None,
+    sources: Annotated[str, typer.Option("--sources", help="What stands before a file name in the manifest's sources, e.g. package:data/starter/.")] = "",
+) -> None:
+    """Write the weights of a run as files that inference loads, and list them in a manifest."""
+    terminal = Terminal()
+    with exit_codes(terminal):
+        from clseg.training.export import export_run, list_in_manifest
+
+        recipe, files = export_run(run, folder or run / "weights")
+        if manifest is not None:
+            list_in_manifest(manifest, recipe, files, sources=sources)
         for part, file in files.items():
             terminal.result(f"{part}\t{file}")
 

@@ -21,12 +21,12 @@ ROWS = 48  # slices of the scanner's grid at a time, which bounds memory
 
 
 def restore(layer: Layer, placement: Placement, like: Volume) -> np.ndarray:
-    """The layer's ids on the grid of `like`, uint16, C-contiguous in its axes."""
+    """The layer's ids on the grid of `like`, uint16, in Fortran order as NIfTI files are."""
     inner = _to_box(layer, placement)
     oriented_shape = _oriented_shape(like, placement)
     whole = np.zeros(oriented_shape, np.uint16)
     whole[placement.box] = inner
-    return np.ascontiguousarray(undo_orientation(whole, like, placement.orientation))
+    return np.asfortranarray(undo_orientation(whole, like, placement.orientation))
 
 
 def _oriented_shape(like: Volume, placement: Placement) -> tuple[int, ...]:

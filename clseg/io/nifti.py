@@ -268,11 +268,21 @@ def write_mask(path: AnyPath, array: np.ndarray, like: Volume, *, labels: Labels
 
     Raises UsageError for another ending, InputError for an array that does not fit, OutputError when it cannot be written.
     """
+    _write(path, _as_ids(like.like(array).array, labels), like, labels)
+
+
+def write_volume(path: AnyPath, volume: Volume) -> None:
+    """Write a scan (int16 or float32 voxels) as NIfTI-1 on its own grid, atomically; errors as for `write_mask`."""
+    if volume.array.dtype not in (np.int16, np.float32):
+        raise InputError(f"A scan is written as int16 or float32, this array holds {volume.array.dtype}.")
+    _write(path, _fortran(volume.array, volume.array.dtype.newbyteorder("<")), volume, None)
+
+
+def _write(path: AnyPath, voxels: np.ndarray, like: Volume, labels: Labels | None) -> None:
     name = os.fspath(path).lower()
     if not name.endswith((".nii.gz", ".nii")):
-        raise UsageError(f"'{path}' cannot be written: a mask is a NIfTI file, its name ends in .nii.gz or .nii.")
-    voxels = _as_ids(like.like(array).array, labels)
-    pieces = [_mask_header(voxels, like, labels), *_slabs(voxels)]
+        raise UsageError(f"'{path}' cannot be written: a NIfTI file's name ends in .nii.gz or .nii.")
+    pieces = [_header_bytes(voxels, like, labels), *_slabs(voxels)]
     with writing(path) as stream:
         for piece in pieces if name.endswith(".nii") else _gzipped(pieces):
             stream.write(piece)
@@ -302,7 +312,7 @@ def _fortran(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
     return turned
 
 
-def _mask_header(voxels: np.ndarray, like: Volume, labels: Labels | None) -> bytes:
+def _header_bytes(voxels: np.ndarray, like: Volume, labels: Labels | None) -> bytes:
     """All bytes before the voxels: header, extension flag, extension."""
     from nibabel.nifti1 import Nifti1Header
     from nibabel.spatialimages import HeaderDataError

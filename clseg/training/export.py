@@ -1,31 +1,82 @@
-"""Export: the average's weights as files that inference loads, one per part, and their manifest entries."""
+"""Export: a run's average as files that inference loads, one per part, and their entries in a manifest."""
 
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import clseg
+from clseg import recipe as recipes
+from clseg.errors import TrainingError
+from clseg.io.files import sha256_of
+from clseg.manifest import Asset, Manifest, Model
 from clseg.network.checkpoint import Checkpoint, fingerprint, save
 from clseg.recipe import Recipe
 from clseg.training.average import Average
-from clseg.training.network import decoder_spec, encoder_spec
+from clseg.training.cases import find_cases
+from clseg.training.network import Trainee, decoder_spec, encoder_spec
+from clseg.training.state import read_average
 
 
-def export(recipe: Recipe, average: Average, folder: Path, *, cases: Sequence[str]) -> dict[str, Path]:
+def export_run(run: Path, folder: Path) -> tuple[Recipe, dict[str, Path]]:
+    """Export the last saved state of a run, finished or not; returns its recipe and the files by part name."""
+    facts, state = run / "recipe.json", run / "state.safetensors"
+    if not (facts.is_file() and state.is_file()):
+        raise TrainingError(f"There is no saved run in {run}.", tip="A run saves its state every checkpoint_every iterations.")
+    stored = json.loads(facts.read_text(encoding="utf-8"))
+    recipe = recipes.from_dict(stored["recipe"], Path(stored["folder"]))
+    average = Average(Trainee(recipe), recipe.optim.average)
+    average.tensors, done = read_average(state)
+    return recipe, export(recipe, average, folder, done=done)
+
+
+def list_in_manifest(path: Path, recipe: Recipe, files: dict[str, Path], *, sources: str) -> Manifest:
+    """Enter exported files into the manifest at `path` as the model called like the recipe, replacing what it listed.
+
+    `sources` is what stands before a file's name in its source, e.g. `package:data/starter/`.
+    """
+    name = recipe.name
+    labels = {decoder.name: decoder.labels for decoder in recipe.decoder}
+    assets = [
+        Asset(
+            name=f"{name}-{part}",
+            kind="decoder" if part in labels else "encoder",
+            file=f"{name}/{file.name}",
+            bytes=file.stat().st_size,
+            sha256=sha256_of(file),
+            licence=recipe.licence,
+            sources=(f"{sources}{file.name}",),
+            requires=(f"{name}-encoder",) if part in labels else (),
+            labels=labels.get(part, ()),
+        )
+        for part, file in files.items()
+    ]
+    old = Manifest.read(path) if path.is_file() else Manifest((), ())
+    dropped = {a for model in old.models if model.name == name for a in model.assets}
+    model = Model(name, recipe.description, recipe.licence, tuple(a.name for a in assets))
+    manifest = Manifest(
+        (*(m for m in old.models if m.name != name), model),
+        (*(a for a in old.assets if a.name not in dropped | set(model.assets)), *assets),
+    )
+    manifest.write(path)
+    return manifest
+
+
+def export(recipe: Recipe, average: Average, folder: Path, *, done: int) -> dict[str, Path]:
     """Write `encoder.safetensors` and `<decoder>.safetensors` in half precision; returns them by part name.
 
-    Decoders are bound to the encoder by its fingerprint.
+    Decoders are bound to the encoder by its fingerprint; `done` iterations are
+    noted in the card.
     """
     folder.mkdir(parents=True, exist_ok=True)
     spec = encoder_spec(recipe)
     tensors = _part(average, "encoder.")
     key = fingerprint(tensors, spec)
-    card = _card(recipe, cases)
+    card = _card(recipe, done)
     files = {"encoder": folder / "encoder.safetensors"}
     save(files["encoder"], Checkpoint("encoder", spec, tensors, card=card))
     for decoder in recipe.decoder:
@@ -39,7 +90,7 @@ def _part(average: Average, prefix: str) -> dict[str, torch.Tensor]:
     return {k.removeprefix(prefix): v.half() for k, v in average.tensors.items() if k.startswith(prefix)}
 
 
-def _card(recipe: Recipe, cases: Sequence[str]) -> dict[str, Any]:
+def _card(recipe: Recipe, done: int) -> dict[str, Any]:
     """What a user must know about these weights before trusting them."""
     return {
         "name": recipe.name,
@@ -47,8 +98,8 @@ def _card(recipe: Recipe, cases: Sequence[str]) -> dict[str, Any]:
         "licence": recipe.licence,
         "trained_with": f"clseg {clseg.__version__}",
         "date": datetime.date.today().isoformat(),
-        "iterations": recipe.optim.iterations,
+        "iterations": done,
         "seed": recipe.seed,
         "datasets": [{"name": d.name, "kind": d.kind, "licence": d.licence} for d in recipe.dataset],
-        "cases": list(cases),
+        "cases": sorted(case.name for case in find_cases(recipe)),
     }

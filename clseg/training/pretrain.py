@@ -80,7 +80,7 @@ def pretrain(recipe: Recipe, run: Path, *, resume: bool = False, reports: Report
         raise
     finally:
         metrics.close()
-    return export(recipe, average, run / "weights", cases=sorted(e.name for e in examples))
+    return export(recipe, average, run / "weights", done=done)
 
 
 def load_examples(recipe: Recipe, cache: Path, reports: Reports) -> list[Example]:
@@ -129,10 +129,10 @@ def _prepare_run(recipe: Recipe, run: Path, state: Path, resume: bool) -> None:
     """Make the run's folder; never train over another run, never resume with another recipe."""
     if state.is_file() and not resume:
         raise TrainingError(f"{run} holds a run already.", tip="Go on with --resume, or choose another folder.")
-    facts = json.loads(json.dumps(recipes.to_dict(recipe)))
+    facts = recipes.to_dict(recipe)
     known = run / "recipe.json"
     if resume and known.is_file() and json.loads(known.read_text())["recipe"] != facts:
         raise TrainingError(f"The run in {run} was started with another recipe.", tip="Train it in a new folder.")
     run.mkdir(parents=True, exist_ok=True)
     versions = {"clseg": clseg.__version__, "torch": torch.__version__, "python": platform.python_version()}
-    write_json(known, {"recipe": facts, "versions": versions})
+    write_json(known, {"recipe": facts, "folder": str(recipe.folder), "versions": versions})

@@ -44,3 +44,12 @@ def load_state(path: Path, network: torch.nn.Module, optimiser: torch.optim.Opti
             moments.setdefault(int(index), {})[key] = tensor
     optimiser.load_state_dict({"state": moments, "param_groups": optimiser.state_dict()["param_groups"]})
     return done
+
+
+def read_average(path: Path) -> tuple[dict[str, torch.Tensor], int]:
+    """The averaged weights of a saved run by name, and the number of iterations done."""
+    from safetensors import safe_open
+
+    with safe_open(str(path), framework="pt") as file:
+        names = [name for name in file.keys() if name.startswith("average.")]  # noqa: SIM118
+        return {name[8:]: file.get_tensor(name) for name in names}, json.loads(file.metadata()["run"])["done"]

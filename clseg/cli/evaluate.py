@@ -1,0 +1,83 @@
+"""`clseg evaluate`: Dice, surface Dice and HD95 of masks, or of a model over a recipe's held-out cases."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from clseg.cli.console import Terminal, exit_codes
+from clseg.errors import UsageError
+
+
+def evaluate(
+    prediction: Annotated[Path | None, typer.Argument(help="Folder of masks or a label map.", show_default=False)] = None,
+    reference: Annotated[Path | None, typer.Argument(help="The same, drawn by someone to be trusted.", show_default=False)] = None,
+    recipe: Annotated[Path | None, typer.Option("--recipe", help="Segment and score the held-out cases of this recipe instead.", show_default=False)] = None,
+    split: Annotated[str, typer.Option("--split", help="Which cases of the recipe.")] = "val",
+    model: Annotated[str, typer.Option("-m", "--model", help="Model to use with --recipe.")] = "starter",
+    device: Annotated[str, typer.Option("-d", "--device", help="Device to use with --recipe.")] = "auto",
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Also write the scores to this .json or .csv file.", show_default=False)] = None,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but errors.")] = False,
+) -> None:
+    """Score a segmentation against a reference: Dice, surface Dice at 3 mm, HD95 per structure.
+
+    clseg evaluate out/ reference/
+
+    clseg evaluate --recipe recipes/starter.toml --split val -o scores.json
+    """
+    terminal = Terminal(quiet=quiet)
+    with exit_codes(terminal):
+        if output is not None and output.suffix not in (".json", ".csv"):
+            raise UsageError(f"Scores are written as .json or .csv, given {output.name}.")
+        if recipe is not None and prediction is None:
+            _evaluate_recipe(recipe, split, model, device, output, terminal)
+        elif prediction is not None and reference is not None and recipe is None:
+            _evaluate_pair(prediction, reference, output, terminal)
+        else:
+            raise UsageError("Expected a prediction and a reference, or --recipe alone.")
+
+
+def _evaluate_pair(prediction: Path, reference: Path, output: Path | None, terminal: Terminal) -> None:
+    from clseg.evaluate import HEADER, evaluate, to_rows
+    from clseg.io.files import write_csv, write_json
+
+    scores = evaluate(prediction, reference)
+    rows = to_rows(scores)
+    terminal.table("", HEADER, [[str(r[0]), *(_number(v) for v in r[1:])] for r in rows])
+    if output is not None and output.suffix == ".json":
+        write_json(output, {name: asdict(s) for name, s in scores.items()})
+    elif output is not None:
+        write_csv(output, HEADER, rows)
+
+
+def _evaluate_recipe(recipe: Path, split: str, model: str, device: str, output: Path | None, terminal: Terminal) -> None:
+    from clseg.cli.progress import Bars
+    from clseg.evaluate import HEADER, summarise, to_rows
+    from clseg.io.files import write_csv, write_json
+    from clseg.recipe import read_recipe
+    from clseg.training.validate import validate
+
+    cases = validate(read_recipe(recipe), split=split, model=model, device=device, report=Bars(terminal))
+    summary = summarise(cases.values())
+    rows = [
+        [name, str(s["cases"]), _number(s["dice"]), _interval(s["dice_interval"]), _number(s["surface_dice"]), _number(s["hd95_mm"])]
+        for name, s in summary.items()
+    ]
+    header = ["structure", "cases", "dice", "95 % interval", "surface dice 3 mm", "HD95 mm"]
+    terminal.table(f"Model '{model}' on {len(cases)} cases of '{split}'", header, rows)
+    if output is not None and output.suffix == ".json":
+        by_case = {case: {n: asdict(s) for n, s in scores.items()} for case, scores in cases.items()}
+        write_json(output, {"model": model, "split": split, "summary": summary, "cases": by_case})
+    elif output is not None:
+        write_csv(output, ["case", *HEADER], [[case, *row] for case, scores in cases.items() for row in to_rows(scores)])
+
+
+def _number(value: object) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _interval(value: object) -> str:
+    return "–" if value is None else f"{value[0]:.3f} to {value[1]:.3f}"  # type: ignore[index]

@@ -1,0 +1,105 @@
+"""The main job: `clseg -i ct.nii.gz -o out/`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from clseg.cli.console import Terminal, exit_codes
+from clseg.errors import UsageError
+
+if TYPE_CHECKING:
+    from clseg.segmentation import Segmentation
+
+
+def run(
+    context: typer.Context,
+    input: Annotated[Path | None, typer.Option("-i", "--input", help="CT: NIfTI, NRRD, MetaImage or a DICOM folder.", show_default=False)] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder for one mask per structure, or x.nii.gz for one label map.", show_default=False)] = None,
+    roi: Annotated[list[str] | None, typer.Option("-r", "--roi", help="Groups and structures, e.g. chest or liver,spleen; may be repeated. Default: all.", show_default=False)] = None,
+    multilabel: Annotated[bool, typer.Option("--ml", help="One label map instead of one mask per structure.")] = False,
+    stats: Annotated[bool, typer.Option("--stats", help="Write statistics.json and .csv: volumes, HU, completeness.")] = False,
+    preview: Annotated[bool, typer.Option("--preview", help="Write preview.png, an overlay in three planes.")] = False,
+    model: Annotated[str, typer.Option("-m", "--model", help="Model to use; see `clseg rois`.")] = "starter",
+    device: Annotated[str, typer.Option("-d", "--device", help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    step: Annotated[float, typer.Option("--step", help="Distance between windows as a share of the window, 0.1 to 1.", min=0.1, max=1.0)] = 0.5,
+    threads: Annotated[int, typer.Option("--threads", help="CPU threads; 0 leaves the choice to torch.", min=0)] = 0,
+    offline: Annotated[bool, typer.Option("--offline", help="Never open a network connection.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite/--no-overwrite", help="Replace results that are there already.")] = True,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but errors.")] = False,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Say more.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
+) -> None:
+    """[bold]clseg[/bold]: whole-body CT segmentation that keeps learning (CL-Net, arXiv 2503.12698).
+
+    clseg -i ct.nii.gz -o out/ --roi chest --stats
+
+    Not a medical device: for research only, not for diagnosis or treatment.
+    """
+    if context.invoked_subcommand is not None:
+        return
+    terminal = Terminal(quiet=quiet, verbose=verbose)
+    with exit_codes(terminal):
+        if version:
+            from clseg import __version__
+
+            terminal.result(f"clseg {__version__}")
+            return
+        if input is None and output is None:
+            terminal.result(context.get_help())
+            raise typer.Exit(2 if len(sys.argv) > 1 else 0)
+        if input is None or output is None:
+            missing = "-i/--input" if input is None else "-o/--output"
+            raise UsageError(f"{missing} is missing.", tip="clseg -i ct.nii.gz -o out/")
+        names = list(roi or ["all"])
+        check_call(input, output, names, model, multilabel, overwrite)
+        options = {"model": model, "device": device, "step": step, "threads": threads, "offline": offline}
+        result = segment_and_save(
+            input, output, names, terminal, options, {"multilabel": multilabel, "statistics": stats, "preview": preview}
+        )
+        report(result, output, terminal)
+
+
+def check_call(input: Path, output: Path, roi: list[str], model: str, multilabel: bool, overwrite: bool) -> None:
+    """Refuse what is wrong with the call before anything heavy is loaded or read."""
+    from clseg.catalogue import Catalogue
+    from clseg.io.files import check_writable, existing, prepare_folder
+    from clseg.output import Output
+    from clseg.weights.cache import manifest
+
+    holders = manifest().labels_of(model)
+    wanted = Catalogue.builtin().with_structures(holders).select(roi, among=holders)
+    existing(input)
+    place = Output.at(output, multilabel)
+    found = [] if overwrite else place.existing([a.name for a in wanted])
+    if found:
+        raise UsageError(f"{found[0]} is there already.", tip="Choose another output, or allow --overwrite.")
+    prepare_folder(place.folder)
+    check_writable(place.folder, 1_000_000)
+
+
+def segment_and_save(
+    input: Path, output: Path, roi: list[str], terminal: Terminal, options: dict[str, Any], outputs: dict[str, bool]
+) -> Segmentation:
+    """Segment one scan and write its results."""
+    from clseg.cli.progress import Bars
+    from clseg.pipeline import segment
+
+    bars = Bars(terminal)
+    result = segment(input, roi, report=bars, **options)
+    result.facts["command"] = sys.argv[1:]  # type: ignore[index]
+    with bars.stage("Writing"):
+        result.save(output, **outputs)
+    return result
+
+
+def report(result: Segmentation, output: Path, terminal: Terminal) -> None:
+    """What was found, in one sentence, and where it is."""
+    found, wanted = len(result.present), len(result.wanted)
+    seconds = sum(lap.seconds for lap in result.stopwatch.laps)
+    terminal.note(f"{found} of {wanted} structures found in {seconds:.1f} s, written to {output}")
+    if missing := [a.name for a in result.wanted if a not in result.present]:
+        terminal.note(f"not in this scan: {', '.join(missing)}")
