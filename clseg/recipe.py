@@ -7,6 +7,7 @@ are in mm, intensities in HU, angles in degrees.
 from __future__ import annotations
 
 import dataclasses
+import re
 import types
 import typing
 from dataclasses import dataclass, field
@@ -235,6 +236,8 @@ def _check(recipe: Recipe) -> None:
     levels = len(encoder.widths)
     if not levels == len(encoder.strides) == len(encoder.kernels) == len(encoder.convs) >= 2:
         raise RecipeError("[encoder] widths, strides, kernels and convs need one entry per level, at least two levels.")
+    if min(*encoder.widths, *encoder.strides, *encoder.kernels, *encoder.convs, *recipe.grid.patch) < 1:
+        raise RecipeError("[encoder] widths, strides, kernels and convs and the patch must be 1 or more.")
     stride = 1
     for s in encoder.strides:
         stride *= s
@@ -245,7 +248,20 @@ def _check(recipe: Recipe) -> None:
     for kind, names in (("decoder", [d.name for d in recipe.decoder]), ("dataset", [d.name for d in recipe.dataset])):
         if len(set(names)) != len(names):
             raise RecipeError(f"Every {kind} needs a name of its own, given {names}.")
+    weights = [d.weight for d in recipe.dataset]
+    if min(weights) < 0 or max(weights) <= 0:
+        raise RecipeError(f"Datasets need weights of 0 or more, at least one above 0, given {weights}.")
+    for dataset in recipe.dataset:
+        for name, source in dataset.masks.items():
+            if not re.fullmatch(r"[^:]+(:\d+)?", source):
+                raise RecipeError(f"masks.{name} of dataset '{dataset.name}' is 'file' or 'file:value', given '{source}'.")
     for decoder in recipe.decoder:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", decoder.name) or decoder.name == "encoder":
+            raise RecipeError(
+                f"A decoder's name becomes a file name: letters, digits, _ and -, but not 'encoder', given '{decoder.name}'."
+            )
+        if not decoder.labels or len(set(decoder.labels)) != len(decoder.labels):
+            raise RecipeError(f"Decoder '{decoder.name}' needs labels, each once, given {list(decoder.labels)}.")
         if not len(decoder.widths) == len(decoder.kernels) == len(decoder.convs) == levels - 1:
             raise RecipeError(f"Decoder '{decoder.name}' needs {levels - 1} widths, kernels and convs, one per stage.")
         wrong = set(decoder.open_ends) - set(decoder.labels)

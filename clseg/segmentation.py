@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from clseg.catalogue import Anatomy
-from clseg.errors import UnknownName
+from clseg.errors import OutputError, UnknownName
 from clseg.io.files import check_writable, prepare_folder, write_csv, write_json
 from clseg.io.nifti import write_mask
 from clseg.measure import Statistics, measure, to_json, to_rows
@@ -84,21 +84,21 @@ class Segmentation:
         from clseg.output import Output
 
         place = Output.at(Path(output), multilabel)
-        with self.stopwatch.lap("write"):
-            prepare_folder(place.folder)
-            check_writable(place.folder, self._bytes_needed())
+        watch = Stopwatch(list(self.stopwatch.laps))
+        prepare_folder(place.folder)
+        check_writable(place.folder, self._bytes_needed())
+        run = place.beside("run.json")
+        _remove(run)  # where it stands, the results beside it are complete
+        with watch.lap("write"):
             files = self._save_masks(place)
         if statistics:
-            with self.stopwatch.lap("statistics"):
+            with watch.lap("statistics"):
                 files += self._save_statistics(place)
         if preview:
-            from clseg.report.preview import save_preview
-
-            files.append(place.beside("preview.png"))
-            colours = {a.id: a.colour for a in self.wanted}
-            save_preview(files[-1], self.scan, self.layers, colours, {a.id: a.name for a in self.wanted})
-        files.append(place.beside("run.json"))
-        write_json(files[-1], self._run(files))
+            with watch.lap("preview"):
+                files.append(self._save_preview(place))
+        files.append(run)
+        write_json(run, self._run(files, watch))
         return files
 
     def _save_masks(self, place: Any) -> list[Path]:
@@ -115,7 +115,7 @@ class Segmentation:
                 write_mask(file, self.mask(anatomy.name), self.scan)
                 files.append(file)
             elif file.is_file():
-                file.unlink()  # an empty structure must not keep the mask of an earlier run
+                _remove(file)  # an empty structure must not keep the mask of an earlier run
         return files
 
     def _save_statistics(self, place: Any) -> list[Path]:
@@ -125,11 +125,19 @@ class Segmentation:
         write_csv(csv_file, *to_rows(values))
         return [json_file, csv_file]
 
+    def _save_preview(self, place: Any) -> Path:
+        from clseg.report.preview import save_preview
+
+        file = place.beside("preview.png")
+        colours, names = {a.id: a.colour for a in self.wanted}, {a.id: a.name for a in self.wanted}
+        save_preview(file, self.scan, self.layers, colours, names)
+        return file
+
     def _bytes_needed(self) -> int:
         """A generous guess: masks compress to a few bits per voxel of their structures."""
         return 2_000_000 + int(np.prod(self.scan.shape)) // 8
 
-    def _run(self, files: Sequence[Path]) -> dict[str, Any]:
+    def _run(self, files: Sequence[Path], watch: Stopwatch) -> dict[str, Any]:
         """The run manifest: what came in, what was used, what came out."""
         empty = [a.name for a in self.wanted if a not in self.present]
         return {
@@ -137,6 +145,13 @@ class Segmentation:
             "structures": [a.name for a in self.present],
             "empty": empty,
             "out_of_range": sorted(self.out_of_range),
-            "stages": [asdict(lap) for lap in self.stopwatch.laps],
+            "stages": [asdict(lap) for lap in watch.laps],
             "files": [file.name for file in files],
         }
+
+
+def _remove(file: Path) -> None:
+    try:
+        file.unlink(missing_ok=True)  # another run into the same folder may have been faster
+    except OSError as error:
+        raise OutputError(f"The result of an earlier run '{file}' cannot be removed: {error.strerror}.") from error

@@ -34,7 +34,7 @@ class Terminal:
         from rich.console import Console
 
         if self._err is None:
-            self._err = Console(stderr=True, highlight=False)
+            self._err = Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())  # a log keeps its lines whole
         return self._err
 
     @property
@@ -75,6 +75,15 @@ class Terminal:
         self.err.print(f"[red]error:[/red] {_escape(text)}")
         if tip:
             self.err.print(f"[cyan]tip:[/cyan] {_escape(tip)}")
+
+    def unexpected(self, error: Exception) -> None:
+        """An error that nobody foresaw: a sentence, and with `verbose` where it happened."""
+        if self.verbose:
+            from traceback import format_exception
+
+            self.err.print("".join(format_exception(error)), markup=False)
+        tip = "This is a fault of clseg; please report it, with the output of the same command and -v where it has one."
+        self.error(f"Something went wrong that should not: {type(error).__name__}: {error}", None if self.verbose else tip)
 
     @contextmanager
     def progress(self) -> Iterator[Progress | None]:
@@ -121,6 +130,14 @@ def exit_codes(terminal: Terminal) -> Iterator[None]:
     except BrokenPipeError as error:  # `clseg rois | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(0) from error
+    except (typer.Exit, typer.Abort):
+        raise
+    except MemoryError as error:
+        terminal.error("There is not enough main memory for this.", "Close other programs, or cut the scan to what is needed.")
+        raise typer.Exit(1) from error
+    except Exception as error:
+        terminal.unexpected(error)
+        raise typer.Exit(1) from error
 
 
 def _escape(text: str) -> str:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from clseg.cli.console import Terminal, exit_codes
 from clseg.errors import UsageError
+
+Table = tuple[list[str], list[list[Any]]]
 
 
 def evaluate(
@@ -19,7 +21,7 @@ def evaluate(
     split: Annotated[str, typer.Option("--split", help="Which cases of the recipe.")] = "val",
     model: Annotated[str, typer.Option("-m", "--model", help="Model to use with --recipe.")] = "starter",
     device: Annotated[str, typer.Option("-d", "--device", help="Device to use with --recipe.")] = "auto",
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Also write the scores to this .json or .csv file.", show_default=False)] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Also write the scores to this .json or .csv file, or the table to this .md file.", show_default=False)] = None,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but errors.")] = False,
 ) -> None:
     """Score a segmentation against a reference: Dice, surface Dice at 3 mm, HD95 per structure.
@@ -30,8 +32,8 @@ def evaluate(
     """
     terminal = Terminal(quiet=quiet)
     with exit_codes(terminal):
-        if output is not None and output.suffix not in (".json", ".csv"):
-            raise UsageError(f"Scores are written as .json or .csv, given {output.name}.")
+        if output is not None and output.suffix not in (".json", ".csv", ".md"):
+            raise UsageError(f"Scores are written as .json, .csv or .md, given {output.name}.")
         if recipe is not None and prediction is None:
             _evaluate_recipe(recipe, split, model, device, output, terminal)
         elif prediction is not None and reference is not None and recipe is None:
@@ -42,21 +44,18 @@ def evaluate(
 
 def _evaluate_pair(prediction: Path, reference: Path, output: Path | None, terminal: Terminal) -> None:
     from clseg.evaluate import HEADER, evaluate, to_rows
-    from clseg.io.files import write_csv, write_json
 
     scores = evaluate(prediction, reference)
-    rows = to_rows(scores)
-    terminal.table("", HEADER, [[str(r[0]), *(_number(v) for v in r[1:])] for r in rows])
-    if output is not None and output.suffix == ".json":
-        write_json(output, {name: asdict(s) for name, s in scores.items()})
-    elif output is not None:
-        write_csv(output, HEADER, rows)
+    table = [[str(r[0]), *(_number(v) for v in r[1:])] for r in to_rows(scores)]
+    terminal.table("", HEADER, table)
+    if output is not None:
+        facts = {name: asdict(s) for name, s in scores.items()}
+        _write(output, facts, (HEADER, to_rows(scores)), (HEADER, table))
 
 
 def _evaluate_recipe(recipe: Path, split: str, model: str, device: str, output: Path | None, terminal: Terminal) -> None:
     from clseg.cli.progress import Bars
     from clseg.evaluate import HEADER, summarise, to_rows
-    from clseg.io.files import write_csv, write_json
     from clseg.recipe import read_recipe
     from clseg.training.validate import validate
 
@@ -68,11 +67,26 @@ def _evaluate_recipe(recipe: Path, split: str, model: str, device: str, output: 
     ]
     header = ["structure", "cases", "dice", "95 % interval", "surface dice 3 mm", "HD95 mm"]
     terminal.table(f"Model '{model}' on {len(cases)} cases of '{split}'", header, rows)
-    if output is not None and output.suffix == ".json":
+    if output is not None:
         by_case = {case: {n: asdict(s) for n, s in scores.items()} for case, scores in cases.items()}
-        write_json(output, {"model": model, "split": split, "summary": summary, "cases": by_case})
-    elif output is not None:
-        write_csv(output, ["case", *HEADER], [[case, *row] for case, scores in cases.items() for row in to_rows(scores)])
+        long = [[case, *row] for case, scores in cases.items() for row in to_rows(scores)]
+        facts = {"model": model, "split": split, "summary": summary, "cases": by_case}
+        _write(output, facts, (["case", *HEADER], long), (header, rows))
+
+
+def _write(output: Path, facts: dict[str, object], long: Table, short: Table) -> None:
+    """All facts as JSON, the long table as CSV, or the short one as Markdown, by the file's ending."""
+    from clseg.io.files import write_csv, write_json, writing
+
+    if output.suffix == ".json":
+        write_json(output, facts)
+    elif output.suffix == ".csv":
+        write_csv(output, *long)
+    else:
+        header, rows = short
+        lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+        with writing(output, "w") as file:
+            file.write("".join(f"| {' | '.join(map(str, line))} |\n" for line in lines))
 
 
 def _number(value: object) -> str:

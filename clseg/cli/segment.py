@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -74,8 +75,10 @@ def check_call(input: Path, output: Path, roi: list[str], model: str, multilabel
     wanted = Catalogue.builtin().with_structures(holders).select(roi, among=holders)
     existing(input)
     place = Output.at(output, multilabel)
-    found = [] if overwrite else place.existing([a.name for a in wanted])
-    if found:
+    found = place.existing([a.name for a in wanted])
+    if any(file.samefile(input) for file in found):
+        raise UsageError(f"The output would replace the input {input}.", tip="Choose another output.")
+    if found and not overwrite:
         raise UsageError(f"{found[0]} is there already.", tip="Choose another output, or allow --overwrite.")
     prepare_folder(place.folder)
     check_writable(place.folder, 1_000_000)
@@ -90,7 +93,7 @@ def segment_and_save(
 
     bars = Bars(terminal)
     result = segment(input, roi, report=bars, **options)
-    result.facts["command"] = sys.argv[1:]  # type: ignore[index]
+    result = replace(result, facts={**result.facts, "command": sys.argv[1:]})
     with bars.stage("Writing"):
         result.save(output, **outputs)
     return result

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -36,7 +38,8 @@ def train(
         plan = read_recipe(recipe)
         folder = run or Path("runs") / plan.name
         with terminal.progress() as progress:
-            files = pretrain(plan, folder, resume=resume, reports=_reports(terminal, progress, plan.optim.iterations))
+            reports = _reports(terminal, progress, plan.optim.iterations, stop=_stop_asked())
+            files = pretrain(plan, folder, resume=resume, reports=reports)
         for part, file in files.items():
             terminal.result(f"{part}\t{file}")
 
@@ -66,7 +69,24 @@ def _keep_memory() -> None:
         os.execv(sys.executable, [sys.executable, "-m", "clseg", *sys.argv[1:]])
 
 
-def _reports(terminal: Terminal, progress: object, iterations: int) -> Reports:
+def _stop_asked() -> Callable[[], bool]:
+    """Ctrl-C and SIGTERM (schedulers) end the run after the present step, with its state saved; a second time at once.
+
+    The handlers are set, not added to: a shell's `&` would hide SIGINT otherwise.
+    """
+    asked: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, note)
+    return lambda: bool(asked)
+
+
+def _reports(terminal: Terminal, progress: object, iterations: int, *, stop: Callable[[], bool]) -> Reports:
     """Bars on a terminal, a line per 100 iterations in a log."""
     from clseg.training.pretrain import Reports
 
@@ -92,4 +112,4 @@ def _reports(terminal: Terminal, progress: object, iterations: int) -> Reports:
             minutes = (time.monotonic() - started) / 60
             terminal.note(f"iteration {step.iteration}/{iterations}  loss {loss:.3f}  {minutes:.1f} min")
 
-    return Reports(case, step)
+    return Reports(case, step, stop)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
@@ -18,11 +19,11 @@ Logits = tuple[str, torch.Tensor]
 
 def choose_device(wanted: str) -> str:
     """`auto`, `cpu`, `cuda`, `cuda:N` or `mps` → the device to use; UsageError when it is not there."""
-    kind, _, number = wanted.partition(":")
-    if kind == "auto":
-        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    if kind not in ("cpu", "cuda", "mps") or (number and not (kind == "cuda" and number.isdigit())):
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]+)?", wanted):
         raise UsageError(f"Unknown device '{wanted}', expected auto, cpu, cuda, cuda:N or mps.")
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    kind, _, number = wanted.partition(":")
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}[kind]
     if not there or (number and int(number) >= torch.cuda.device_count()):
         raise UsageError(f"Device '{wanted}' was asked for but is not available here.", tip="Use --device auto or cpu.")
@@ -38,11 +39,15 @@ class Engine:
     """
 
     def __init__(self, model: Model, device: str = "cpu", *, batch: int | None = None, notify: Callable[[str], None]) -> None:
-        self.model = model.to(device)
-        self.device = device
-        self.results = device
+        self.model = model
+        self.device = self.results = device
         self.batch = batch or (4 if device.startswith("cuda") else 1)
         self.notify = notify
+        try:
+            model.to(device)
+        except torch.OutOfMemoryError:
+            self.notify(f"Out of memory on {device} before the first window: going on with the CPU.")
+            self._move_to_cpu()
 
     @torch.inference_mode()
     def __call__(self, tiles: torch.Tensor, decoders: Iterable[str]) -> Iterator[Logits]:
@@ -58,6 +63,11 @@ class Engine:
                 break
             except torch.OutOfMemoryError:
                 self._give_way()
+            except (RuntimeError, NotImplementedError) as error:
+                if self.device != "mps":
+                    raise
+                self.notify(f"Apple's GPU cannot do this ({error}): going on with the CPU.")
+                self._move_to_cpu()
         for index, name in enumerate(wanted):
             yield name, torch.cat([part[index][1] for part in parts])
 
@@ -83,8 +93,11 @@ class Engine:
             self.notify(f"Out of memory on {self.device}: collecting results in main memory.")
         else:
             self.notify(f"Out of memory on {self.device} even for one window: going on with the CPU.")
-            self.device = "cpu"
-            self.model.to("cpu")
+            self._move_to_cpu()
+
+    def _move_to_cpu(self) -> None:
+        self.device = self.results = "cpu"
+        self.model.to("cpu")
 
 
 def _at_full_resolution(decoder: Decoder, features: list[torch.Tensor], tiles: torch.Tensor) -> torch.Tensor:

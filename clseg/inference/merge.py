@@ -92,24 +92,26 @@ class Canvas:
     def _put(self, depth: int, rows: slice, labels: np.ndarray, score: np.ndarray, background: np.ndarray) -> None:
         """Let `labels` compete with everything that may not share a voxel with them."""
         new = labels > 0
+        for layer in self.layers.values():  # who loses to one rival takes nothing from the others
+            new &= ~(self._rivals(new, labels, layer.labels[:, :, rows]) & (layer.score[:, :, rows] > score))
         for other_depth, layer in self.layers.items():
-            there = layer.labels[:, :, rows]
-            rivals = new & (there > 0)
-            if not rivals.any():
-                continue
-            rivals &= ~self._overlap[labels, there]
-            lost = rivals & (layer.score[:, :, rows] > score)
-            new &= ~lost
-            erased = rivals & ~lost
             if other_depth != depth:
-                there[erased] = 0
-                layer.score[:, :, rows][erased] = score[erased]
+                there = layer.labels[:, :, rows]
+                beaten = self._rivals(new, labels, there)
+                there[beaten] = 0
+                layer.score[:, :, rows][beaten] = score[beaten]
         layer = self.layers[depth]
         here, held = layer.labels[:, :, rows], layer.score[:, :, rows]
         open_ground = (here == 0) & ~new & background
         held[open_ground] = np.minimum(held[open_ground], score[open_ground])
         here[new] = labels[new]
         held[new] = score[new]
+
+    def _rivals(self, new: np.ndarray, labels: np.ndarray, there: np.ndarray) -> np.ndarray:
+        """Where new labels meet one that may not share a voxel with them."""
+        met = new & (there > 0)
+        met[met] = ~self._overlap[labels[met], there[met]]
+        return met
 
     def _depth(self, anatomy: Anatomy) -> int:
         return TUMOURS if anatomy.hosts else self.catalogue.depth(anatomy.name)

@@ -59,7 +59,9 @@ class Predictor:
             needed = [n for n, (low, high) in running.items() if z < high + offset[2] and z + self.weight.shape[2] > low + offset[2]]
             self._row(padded, xs, ys, z, needed, rolling)
             end = zs[index + 1] if index + 1 < len(zs) else z + self.weight.shape[2]
-            yield from _unpad(z, rolling.finish(end - z), offset, hu.shape)
+            for slab in _unpad(z, rolling.finish(end - z), offset, hu.shape):
+                _silence_outside(slab, running)
+                yield slab
 
     def _row(
         self, padded: torch.Tensor, xs: list[int], ys: list[int], z: int, decoders: list[str], rolling: _Rolling
@@ -147,3 +149,12 @@ def _unpad(start: int, probabilities: dict[str, torch.Tensor], offset: list[int]
     x, y = (slice(o, o + n) for o, n in zip(offset[:2], shape[:2], strict=True))
     z = slice(low - start, high - start)
     yield Slab(low - offset[2], {name: p[:, x, y, z] for name, p in probabilities.items()})
+
+
+def _silence_outside(slab: Slab, extents: Mapping[str, Extent]) -> None:
+    """Certain background in the slices that windows reached beyond a decoder's extent, in place."""
+    for name, probabilities in slab.probabilities.items():
+        low, high = (max(0, bound - slab.start) for bound in extents[name])
+        for beyond in (probabilities[..., :low], probabilities[..., high:]):
+            beyond.zero_()
+            beyond[0] = 1

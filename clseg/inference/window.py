@@ -13,13 +13,14 @@ if TYPE_CHECKING:
 
 
 def starts(size: int, patch: int, step: float) -> list[int]:
-    """First voxels of windows of `patch` voxels along an axis of `size`, at most `step` · `patch` apart, evenly spread.
+    """First voxels of windows of `patch` voxels along an axis of `size`, at most `step` · `patch` (and never less than one voxel) apart.
 
     The last window ends at the border.  `size` must be at least `patch`.
     """
     if not 0 < step <= 1:
         raise UsageError(f"The step is a share of the window between 0 and 1, given {step}.")
-    count = math.ceil((size - patch) / (patch * step)) + 1
+    stride = max(1, math.floor(patch * step + 1e-9))  # whole voxels, so that rounding below never widens a gap
+    count = math.ceil((size - patch) / stride) + 1
     if count == 1:
         return [0]
     return [round(i * (size - patch) / (count - 1)) for i in range(count)]

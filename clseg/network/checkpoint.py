@@ -7,7 +7,7 @@ JSON object:
     kind      "encoder" | "decoder"
     spec      see `clseg.network.spec`
     encoder   decoders only: fingerprint of the encoder they belong to
-    card      training data, licence, scores …; free JSON, shown by `clseg info`
+    card      training data, licence, date …; free JSON
     slices    decoders only: body-part range [low, high], or null
 """
 
@@ -92,9 +92,17 @@ def read_header(path: Path) -> dict[str, Any]:
         raise WeightsError(f"Cannot read the weights file {path}: {error}.", tip="Fetch it again.") from error
     if "clseg" not in metadata:
         raise WeightsError(f"{path} holds tensors but no clseg metadata, so it is not a clseg checkpoint.")
-    header = json.loads(metadata["clseg"])
+    try:
+        header = json.loads(metadata["clseg"])
+    except json.JSONDecodeError as error:
+        raise WeightsError(f"The clseg metadata of {path} is not JSON: {error}.", tip="Fetch it again.") from error
+    if not isinstance(header, dict):
+        raise WeightsError(f"The clseg metadata of {path} must be a JSON object, given {header!r}.")
     if header.get("format") != FORMAT:
         raise WeightsError(f"{path} has format {header.get('format')}, this version reads {FORMAT}.", tip="Update clseg.")
+    missing = {"kind", "spec", "encoder", "slices", "card"} - set(header)
+    if missing:
+        raise WeightsError(f"The clseg metadata of {path} lacks {', '.join(sorted(missing))}.")
     return header
 
 

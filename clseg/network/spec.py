@@ -103,7 +103,7 @@ class DecoderSpec:
     """One decoder: `stages` from the bottleneck up, `labels` without background.
 
     `last_activation` is False where the last convolution of every stage goes
-    without LeakyReLU, as in CL-Net.
+    without LeakyReLU, as in CL-Net; a stage with a single convolution keeps it.
     """
 
     stages: tuple[Stage, ...]
@@ -142,18 +142,27 @@ def to_dict(spec: Any) -> dict[str, Any]:
 def encoder_from_dict(data: dict[str, Any]) -> EncoderSpec:
     """Inverse of `to_dict` for an encoder; raises WeightsError when a field is missing or unknown."""
     try:
-        levels = tuple(Level(v["width"], tuple(v["stride"]), tuple(v["kernel"]), v["convs"]) for v in data["levels"])
-        g = data["grid"]
-        grid = Grid(g["orientation"], tuple(g["spacing"]), tuple(g["patch"]))
-        return EncoderSpec(levels, grid, Intensity(**data["intensity"]), data["channels"], data["norm"])
-    except (KeyError, TypeError) as error:
-        raise WeightsError(f"The encoder's spec is not complete: {error}.") from error
+        fields = _exactly(EncoderSpec, data)
+        levels = tuple(Level(**_exactly(Level, v)) for v in fields["levels"])
+        grid, intensity = Grid(**_exactly(Grid, fields["grid"])), Intensity(**_exactly(Intensity, fields["intensity"]))
+        return EncoderSpec(levels, grid, intensity, fields["channels"], fields["norm"])
+    except TypeError as error:
+        raise WeightsError(f"The encoder's spec is not usable: {error}.") from error
 
 
 def decoder_from_dict(data: dict[str, Any]) -> DecoderSpec:
     """Inverse of `to_dict` for a decoder; raises WeightsError when a field is missing or unknown."""
     try:
-        stages = tuple(Stage(v["up"], tuple(v["convs"]), tuple(v["kernel"])) for v in data["stages"])
-        return DecoderSpec(stages, tuple(data["labels"]), data["last_activation"])
-    except (KeyError, TypeError) as error:
-        raise WeightsError(f"The decoder's spec is not complete: {error}.") from error
+        fields = _exactly(DecoderSpec, data)
+        stages = tuple(Stage(**_exactly(Stage, v)) for v in fields["stages"])
+        return DecoderSpec(stages, fields["labels"], fields["last_activation"])
+    except TypeError as error:
+        raise WeightsError(f"The decoder's spec is not usable: {error}.") from error
+
+
+def _exactly(kind: type, data: Any) -> dict[str, Any]:
+    """`data` with its lists as tuples; TypeError unless it has just the fields of the dataclass `kind`."""
+    names = {field.name for field in dataclasses.fields(kind)}
+    if not isinstance(data, dict) or set(data) != names:
+        raise TypeError(f"{kind.__name__} has the fields {', '.join(sorted(names))}, given {data!r}")
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}

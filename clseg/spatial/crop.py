@@ -9,10 +9,11 @@ from clseg.volume import Spacing
 Box = tuple[slice, slice, slice]
 
 BODY_HU = -300  # fat is about -100 HU, the couch's foam below -500
+LIMB_SHARE = 0.1  # parts of this share of the largest belong to the body: the other leg, an arm beside the trunk
 
 
 def body_box(hu: np.ndarray, spacing: Spacing, *, margin_mm: float = 15.0, probe_mm: float = 4.0) -> Box:
-    """Box around the largest connected part above -300 HU, with a margin.
+    """Box around the large connected parts above -300 HU, with a margin.
 
     `hu` has shape (x, y, z); it is looked at on a coarse lattice of about
     `probe_mm`, where couch tops and wires are too thin to survive an opening.
@@ -28,9 +29,10 @@ def body_box(hu: np.ndarray, spacing: Spacing, *, margin_mm: float = 15.0, probe
         return tuple(slice(0, n) for n in hu.shape)  # type: ignore[return-value]
     sizes = np.bincount(parts.ravel())
     sizes[0] = 0
-    found = ndimage.find_objects(parts)[sizes.argmax() - 1]
+    large = [found for found, n in zip(ndimage.find_objects(parts), sizes[1:], strict=True) if n >= LIMB_SHARE * sizes.max()]
     box = []
-    for part, step, size, s in zip(found, steps, hu.shape, spacing, strict=True):
+    for axis, (step, size, s) in enumerate(zip(steps, hu.shape, spacing, strict=True)):
         margin = int(np.ceil(margin_mm / s)) + step
-        box.append(slice(max(0, part.start * step - margin), min(size, part.stop * step + margin)))
+        first, last = min(part[axis].start for part in large), max(part[axis].stop for part in large)
+        box.append(slice(max(0, first * step - margin), min(size, last * step + margin)))
     return tuple(box)  # type: ignore[return-value]

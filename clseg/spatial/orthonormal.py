@@ -39,6 +39,6 @@ def _look_up(source: Volume, target: Volume, *, order: int, outside: float) -> n
     from scipy import ndimage
 
     to_source = np.linalg.inv(source.affine) @ target.affine
-    return ndimage.affine_transform(
-        source.array, to_source[:3, :3], to_source[:3, 3], target.shape, order=order, cval=outside, mode="constant"
+    return ndimage.affine_transform(  # "grid-constant": a centre that rounding puts beyond the border is still on it
+        source.array, to_source[:3, :3], to_source[:3, 3], target.shape, order=order, cval=outside, mode="grid-constant"
     )

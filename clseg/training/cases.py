@@ -41,13 +41,15 @@ def find_cases(recipe: Recipe, split: str | None = None) -> list[Case]:
             raise RecipeError(f"Dataset '{dataset.name}' has no index at {index}.")
         with index.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
+        if rows and not {"case", "split"} <= set(rows[0]):
+            raise RecipeError(f"The index {index} needs the columns 'case' and 'split', it has {', '.join(map(str, rows[0]))}.")
         mine = [
             Case(row["case"], index.parent / row["case"], dataset)
             for row in rows
             if row["split"] == (split or recipe.split) and any(fnmatch.fnmatch(row["case"], p) for p in dataset.cases)
         ]
-        mine = [case for case in mine if case.ct.is_file()]
-        if not mine and split is None:
+        mine = [case for case in mine if case.ct.exists()]
+        if not mine and split is None and dataset.weight > 0:
             raise RecipeError(f"Dataset '{dataset.name}' has no case with a CT that matches {list(dataset.cases)}.")
         found += mine
     return found
@@ -62,7 +64,7 @@ def read_masks(case: Case, wanted: set[str], ct: Volume) -> dict[str, np.ndarray
     masks = {}
     label_map = case.folder / case.dataset.labels
     if label_map.is_file():
-        names = json.loads((case.folder / (label_map.name.split(".")[0] + ".json")).read_text())
+        names = _ids(case.folder / (label_map.name.split(".")[0] + ".json"))
         values = _on_grid(label_map, ct)
         for name in wanted & set(names):
             mask = values == names[name]
@@ -75,6 +77,14 @@ def read_masks(case: Case, wanted: set[str], ct: Volume) -> dict[str, np.ndarray
             values = _on_grid(path, ct)
             masks[name] = values == int(value) if value else values > 0
     return masks
+
+
+def _ids(path: Path) -> dict[str, int]:
+    """Structure name → id in the label map that the JSON file stands beside."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"The label map beside {path} needs its names there, as a JSON object of name and id: {error}.") from error
 
 
 def _on_grid(path: Path, ct: Volume) -> np.ndarray:

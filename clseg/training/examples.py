@@ -93,14 +93,15 @@ def _landmarks(decoder: DecoderRecipe, case: Case, masks: dict[str, np.ndarray])
     rules = case.dataset.absent_above
     if not all(label in rules for label in decoder.labels):
         return []
-    found = [masks[rules[label]] for label in decoder.labels if rules[label] in masks]
+    seen = {name for name, mask in masks.items() if (mask >= 0.5).any()}  # an empty landmark tells nothing
+    found = [masks[rules[label]] for label in decoder.labels if rules[label] in seen]
     return found if len(found) == len(decoder.labels) else []
 
 
 def _absent_above(landmarks: list[np.ndarray]) -> np.ndarray:
     """Background above the highest of the landmarks' lowest slices, unknown below (z is the last axis, RAS)."""
     target = np.full(landmarks[0].shape, IGNORE, np.uint8)
-    lowest = max(int(np.flatnonzero((mask >= 0.5).any(axis=(0, 1)))[:1].sum()) for mask in landmarks)
+    lowest = max(int(np.flatnonzero((mask >= 0.5).any(axis=(0, 1)))[0]) for mask in landmarks)
     target[:, :, lowest:] = 0
     return target
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from clseg.errors import TrainingError
 from clseg.recipe import OptimRecipe
 from clseg.training.average import Average
 from clseg.training.losses import deep_loss
@@ -50,7 +52,10 @@ def train(
     rule: OptimRecipe,
     callbacks: Iterable[Callable[[Step], None]],
 ) -> None:
-    """Run iterations `start` … `rule.iterations`; callbacks see every step."""
+    """Run iterations `start` … `rule.iterations`; callbacks see every step.
+
+    Raises TrainingError, before the weights are touched, when a loss is not a number.
+    """
     with ThreadPoolExecutor(1) as ahead:
         upcoming = ahead.submit(patches.batch, start)
         for iteration in range(start, rule.iterations):
@@ -62,16 +67,24 @@ def train(
                 group["lr"] = rate
 
             losses = batch_losses(network, batch, rule)
+            values = {name: float(loss.detach()) for name, loss in losses.items()}
+            _refuse_not_finite(values, iteration + 1)
             torch.stack(list(losses.values())).sum().backward()
             torch.nn.utils.clip_grad_norm_(network.parameters(), rule.clip_norm)
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
             average.update(network, iteration)
 
-            values = {name: float(loss.detach()) for name, loss in losses.items()}
             step = Step(iteration + 1, values, rate, time.perf_counter() - clock)
             for callback in callbacks:
                 callback(step)
+
+
+def _refuse_not_finite(losses: dict[str, float], iteration: int) -> None:
+    for name, loss in losses.items():
+        if not math.isfinite(loss):
+            told = f"The loss of decoder '{name}' is {loss} at iteration {iteration}, expected a number."
+            raise TrainingError(told, tip="Go on from the last saved state with --resume, or train anew with a smaller optim.rate.")
 
 
 def batch_losses(network: Trainee, batch: list[Patch], rule: OptimRecipe) -> dict[str, torch.Tensor]:

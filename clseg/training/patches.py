@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from clseg.errors import TrainingError
 from clseg.inference.prepare import normalise
 from clseg.network.spec import Intensity
 from clseg.recipe import Recipe
@@ -29,13 +30,19 @@ class Patch:
 
 
 class Patches:
-    """An endless, seeded source of patches."""
+    """An endless, seeded source of patches from those examples that teach some decoder something.
+
+    Raises TrainingError when a dataset that is drawn from has no such example.
+    """
 
     def __init__(self, examples: Sequence[Example], recipe: Recipe) -> None:
         self.recipe = recipe
         self.by_dataset = {
-            d.name: [e for e in examples if e.dataset == d.name] for d in recipe.dataset if d.weight > 0
+            d.name: [e for e in examples if e.dataset == d.name and e.targets] for d in recipe.dataset if d.weight > 0
         }
+        for name, mine in self.by_dataset.items():
+            if not mine:
+                raise TrainingError(f"No case of dataset '{name}' annotates a structure of any decoder of the recipe.")
         self.weights = np.array([d.weight for d in recipe.dataset if d.weight > 0])
         self.intensity = Intensity(*vars(recipe.intensity).values())
         self.size = np.array(recipe.grid.patch)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import json
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 
 import clseg
 from clseg import recipe as recipes
@@ -25,62 +27,111 @@ from clseg.training.network import Trainee, start_weights
 from clseg.training.patches import Patches
 from clseg.training.state import load_state, save_state
 
+STATE = "state.safetensors"
+
 
 @dataclass(frozen=True)
 class Reports:
-    """Where progress goes: `case(done, total, name)` while preparing, `step(Step)` while training."""
+    """Who hears of progress and may end it.
+
+    `case(done, total, name)` while preparing, `step(Step)` while training; `stop()` is
+    asked after every step: True ends the run there, with its state saved.
+    """
 
     case: Callable[[int, int, str], None] = lambda done, total, name: None
     step: Callable[[Step], None] = lambda step: None
+    stop: Callable[[], bool] = lambda: False
 
 
 def pretrain(recipe: Recipe, run: Path, *, resume: bool = False, reports: Reports | None = None) -> dict[str, Path]:
     """Train and export; returns the weights files by part name (`encoder`, then the decoders).
 
     `run` receives `recipe.json`, `metrics.csv`, `state.safetensors` (every
-    `checkpoint_every` iterations and on Ctrl-C) and `weights/`.  With `resume` the
+    `checkpoint_every` iterations and when stopped) and `weights/`.  With `resume` the
     run goes on from its last state and draws the same patches as if it had never
-    stopped.
+    stopped.  Raises KeyboardInterrupt when stopped, TrainingError when another
+    process trains in the same folder.
     """
     reports = reports or Reports()
-    state = run / "state.safetensors"
-    _prepare_run(recipe, run, state, resume)
-    if recipe.threads:
-        torch.set_num_threads(recipe.threads)
-    torch.set_flush_denormal(True)  # denormals cost a factor of ten on x86
+    with _alone(run):
+        _prepare_run(recipe, run, resume)
+        if recipe.threads:
+            torch.set_num_threads(recipe.threads)
+        torch.set_flush_denormal(True)  # denormals cost a factor of ten on x86
 
-    examples = load_examples(recipe, run.parent / "cache", reports)
-    network = Trainee(recipe)
-    start_weights(network, recipe.seed)
-    optimiser = make_optimiser(network, recipe.optim)
-    average = Average(network, recipe.optim.average)
-    start = load_state(state, network, optimiser, average) if resume and state.is_file() else 0
+        patches = Patches(load_examples(recipe, run.parent / "cache", reports), recipe)
+        network = Trainee(recipe)
+        start_weights(network, recipe.seed)
+        optimiser = make_optimiser(network, recipe.optim)
+        average = Average(network, recipe.optim.average)
+        keeper = Keeper(run / STATE, network, optimiser, average, recipe.optim.checkpoint_every, recipe.optim.iterations)
+        if resume:
+            keeper.restore()
 
-    done = start
+        metrics = Metrics(run / "metrics.csv", list(network.decoders), keeper.done)
+        callbacks = (keeper, metrics, reports.step, _stopper(reports.stop))
+        try:
+            train(network, optimiser, average, patches, start=keeper.done, rule=recipe.optim, callbacks=callbacks)
+        except KeyboardInterrupt:
+            keeper.save_if_settled()
+            raise
+        finally:
+            metrics.close()
+        return export(recipe, average, run / "weights", done=keeper.done)
 
-    def remember(step: Step) -> None:
-        nonlocal done
-        done = step.iteration
-        if done % recipe.optim.checkpoint_every == 0 or done == recipe.optim.iterations:
-            save_state(state, network, optimiser, average, done)
 
-    metrics = Metrics(run / "metrics.csv", list(network.decoders), done)
+@dataclass
+class Keeper:
+    """Callback: saves the state every `every` iterations and after the last; knows how many are done."""
+
+    path: Path
+    network: Trainee
+    optimiser: torch.optim.Optimizer
+    average: Average
+    every: int
+    last: int
+    done: int = 0
+    settled: bool = True
+
+    def __post_init__(self) -> None:
+        self.optimiser.register_step_pre_hook(lambda *_: setattr(self, "settled", False))
+
+    def __call__(self, step: Step) -> None:
+        self.done, self.settled = step.iteration, True
+        if self.done % self.every == 0 or self.done == self.last:
+            self._save()
+
+    def restore(self) -> None:
+        """Go on from the saved state, if there is one."""
+        if self.path.is_file():
+            self.done = load_state(self.path, self.network, self.optimiser, self.average)
+
+    def save_if_settled(self) -> None:
+        """Save unless the interruption came while the weights were being changed."""
+        if self.done and self.settled:
+            self._save()
+
+    def _save(self) -> None:
+        save_state(self.path, self.network, self.optimiser, self.average, self.done)
+
+
+def _stopper(stop: Callable[[], bool]) -> Callable[[Step], None]:
+    def ask(step: Step) -> None:
+        if stop():
+            raise KeyboardInterrupt
+
+    return ask
+
+
+@contextmanager
+def _alone(run: Path) -> Iterator[None]:
+    """One process at a time in a run's folder."""
+    run.mkdir(parents=True, exist_ok=True)
     try:
-        train(
-            network,
-            optimiser,
-            average,
-            Patches(examples, recipe),
-            start=start,
-            rule=recipe.optim,
-            callbacks=(metrics, remember, reports.step),
-        )
-    except KeyboardInterrupt:
-        save_state(state, network, optimiser, average, done)
-        raise
-    finally:
-        metrics.close()
-    return export(recipe, average, run / "weights", done=done)
+        with FileLock(run / ".lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise TrainingError(f"Another process is training in {run}.", tip="Choose another folder with --run.") from error
 
 
 def load_examples(recipe: Recipe, cache: Path, reports: Reports) -> list[Example]:
@@ -125,14 +176,13 @@ class Metrics:
         self.file.close()
 
 
-def _prepare_run(recipe: Recipe, run: Path, state: Path, resume: bool) -> None:
-    """Make the run's folder; never train over another run, never resume with another recipe."""
-    if state.is_file() and not resume:
+def _prepare_run(recipe: Recipe, run: Path, resume: bool) -> None:
+    """Note what is trained; never train over another run, never resume with another recipe."""
+    if (run / STATE).is_file() and not resume:
         raise TrainingError(f"{run} holds a run already.", tip="Go on with --resume, or choose another folder.")
     facts = recipes.to_dict(recipe)
     known = run / "recipe.json"
     if resume and known.is_file() and json.loads(known.read_text())["recipe"] != facts:
         raise TrainingError(f"The run in {run} was started with another recipe.", tip="Train it in a new folder.")
-    run.mkdir(parents=True, exist_ok=True)
     versions = {"clseg": clseg.__version__, "torch": torch.__version__, "python": platform.python_version()}
     write_json(known, {"recipe": facts, "folder": str(recipe.folder), "versions": versions})

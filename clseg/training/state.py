@@ -27,11 +27,7 @@ def save_state(path: Path, network: torch.nn.Module, optimiser: torch.optim.Opti
 
 def load_state(path: Path, network: torch.nn.Module, optimiser: torch.optim.Optimizer, average: Average) -> int:
     """Restore what `save_state` wrote; returns the number of iterations done."""
-    from safetensors import safe_open
-
-    with safe_open(str(path), framework="pt") as file:
-        done = json.loads(file.metadata()["run"])["done"]
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    tensors, done = _read(path)
     try:
         network.load_state_dict({k[8:]: v for k, v in tensors.items() if k.startswith("network.")})
     except RuntimeError as error:
@@ -48,8 +44,17 @@ def load_state(path: Path, network: torch.nn.Module, optimiser: torch.optim.Opti
 
 def read_average(path: Path) -> tuple[dict[str, torch.Tensor], int]:
     """The averaged weights of a saved run by name, and the number of iterations done."""
-    from safetensors import safe_open
+    tensors, done = _read(path, "average.")
+    return {name[8:]: tensor for name, tensor in tensors.items()}, done
 
-    with safe_open(str(path), framework="pt") as file:
-        names = [name for name in file.keys() if name.startswith("average.")]  # noqa: SIM118
-        return {name[8:]: file.get_tensor(name) for name in names}, json.loads(file.metadata()["run"])["done"]
+
+def _read(path: Path, prefix: str = "") -> tuple[dict[str, torch.Tensor], int]:
+    """The tensors whose names begin with `prefix`, and the number of iterations done."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            done = json.loads((file.metadata() or {})["run"])["done"]
+            return {name: file.get_tensor(name) for name in file.keys() if name.startswith(prefix)}, done  # noqa: SIM118
+    except (SafetensorError, KeyError, OSError) as error:
+        raise TrainingError(f"The saved run {path} cannot be read: {error}.", tip="Train it again in a new folder.") from error

@@ -1,0 +1,117 @@
+"""What many tests share: one thread, a home of their own, tiny models and the real scans where they are there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", "1")  # read by torch when it is first imported
+
+import pytest
+from hypothesis import settings
+
+SHARED = Path(__file__).parents[2] / "shared"
+TINY_LABELS = {"trunk": ("body",), "lungs": ("lung_left", "lung_right"), "abdomen": ("liver", "spleen")}
+
+settings.register_profile("clseg", deadline=None, derandomize=True)
+settings.load_profile("clseg")
+
+
+@pytest.fixture(autouse=True)
+def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No test sees the settings or the weights of whoever runs it."""
+    home = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("CLSEG_HOME", str(home))
+    for variable in ("CLSEG_OFFLINE", "CLSEG_WEIGHTS_URL"):
+        monkeypatch.delenv(variable, raising=False)
+    return home
+
+
+@pytest.fixture
+def shared() -> Path:
+    """The folder of real scans and other programs' files, beside the checkout."""
+    if not (SHARED / "data" / "index.csv").is_file():
+        pytest.skip(f"the real scans are not on this machine (expected in {SHARED / 'data'})")
+    return SHARED
+
+
+@pytest.fixture
+def tiny_model(own_home: Path) -> Callable[..., Path]:
+    """`tiny_model(labels)`: from now on this test's home holds a model "tiny" with random weights; returns the home."""
+
+    def build(labels: Mapping[str, tuple[str, ...]] | None = None, **options: object) -> Path:
+        return write_tiny_model(own_home, labels or TINY_LABELS, **options)  # type: ignore[arg-type]
+
+    return build
+
+
+def write_tiny_model(
+    home: Path,
+    labels: Mapping[str, tuple[str, ...]],
+    *,
+    name: str = "tiny",
+    widths: tuple[int, ...] = (8, 16),
+    patch: tuple[int, int, int] = (16, 16, 16),
+    spacing: tuple[float, float, float] = (6.0, 6.0, 6.0),
+    orientation: str = "RAS",
+    seed: int = 0,
+) -> Path:
+    """Random weights of one encoder and a decoder per entry of `labels` (decoder → its labels), and their manifest, in `home`."""
+    from clseg.network.checkpoint import Checkpoint, fingerprint, save
+
+    encoder, decoders = tiny_checkpoints(labels, widths=widths, patch=patch, spacing=spacing, orientation=orientation, seed=seed)
+    key = fingerprint(encoder.tensors, encoder.spec)
+    parts = {f"{name}-encoder": encoder, **{f"{name}-{part}": decoder for part, decoder in decoders.items()}}
+    assets = {}
+    for asset, checkpoint in parts.items():
+        file = home / name / f"{asset}.safetensors"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save(file, Checkpoint(checkpoint.kind, checkpoint.spec, checkpoint.tensors, None if checkpoint is encoder else key))
+        assets[asset] = {
+            "kind": checkpoint.kind,
+            "file": f"{name}/{file.name}",
+            "bytes": file.stat().st_size,
+            "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+            "licence": "CC0",
+            "sources": [f"{name}/{file.name}"],
+            "requires": [] if checkpoint is encoder else [f"{name}-encoder"],
+            "labels": list(getattr(checkpoint.spec, "labels", ())),
+        }
+    model = {"description": "random weights", "licence": "CC0", "assets": list(assets)}
+    (home / "weights_manifest.json").write_text(json.dumps({"format": 1, "models": {name: model}, "assets": assets}))
+    return home
+
+
+def tiny_checkpoints(labels: Mapping[str, tuple[str, ...]], *, widths=(8, 16), patch=(16, 16, 16), spacing=(6.0, 6.0, 6.0), orientation="RAS", seed=0):
+    """An encoder's checkpoint and one per decoder, all random, bound to each other."""
+    import torch
+
+    from clseg.network.checkpoint import Checkpoint, fingerprint
+    from clseg.network.decoder import Decoder
+    from clseg.network.encoder import Encoder
+    from clseg.network.spec import DecoderSpec, EncoderSpec, Grid, Intensity, Level, Stage
+
+    strides = [(1, 1, 1), *[(2, 2, 2)] * (len(widths) - 1)]
+    levels = tuple(Level(width, stride, (3, 3, 3), 1) for width, stride in zip(widths, strides, strict=True))
+    spec = EncoderSpec(levels, Grid(orientation, spacing, patch), Intensity(-1000.0, 1000.0, 0.0, 500.0))
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        root = Checkpoint("encoder", spec, Encoder(spec).state_dict())
+        key = fingerprint(root.tensors, spec)
+        stages = tuple(Stage(width, (width,), (3, 3, 3)) for width in widths[-2::-1])
+        decoders = {}
+        for part, names in labels.items():
+            plan = DecoderSpec(stages, tuple(names))
+            decoders[part] = Checkpoint("decoder", plan, Decoder(plan, spec).state_dict(), key)
+    return root, decoders
+
+
+def tiny_network(labels: Mapping[str, tuple[str, ...]] | None = None, **options: object):
+    """The same in memory, as a Model."""
+    from clseg.network.model import assemble
+
+    encoder, decoders = tiny_checkpoints(labels or TINY_LABELS, **options)  # type: ignore[arg-type]
+    return assemble(encoder, decoders.items())

@@ -1,0 +1,116 @@
+"""Facts about random changes: what they may do to a patch, and that they never mirror it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clseg.recipe import AugmentRecipe
+from clseg.training.augment import AIR_HU, change_intensity, random_matrix
+
+OFF = AugmentRecipe(
+    rotation_deg=0.0,
+    scale=(1.0, 1.0),
+    shift_hu=0.0,
+    contrast=(1.0, 1.0),
+    noise_probability=0.0,
+    blur_probability=0.0,
+    thick_slices_probability=0.0,
+    clear_outside_probability=0.0,
+)
+PATCH = torch.linspace(-1000, 1000, 6 * 7 * 8).view(6, 7, 8)
+
+
+def changed(hu: torch.Tensor = PATCH, body: torch.Tensor | None = None, seed: int = 0, **rule: object) -> torch.Tensor:
+    return change_intensity(hu, body, np.random.default_rng(seed), replace(OFF, **rule), spacing_mm=3.0)
+
+
+@given(st.integers(0, 2**32), st.floats(0, 45), st.floats(0.5, 1), st.floats(1, 2))
+def test_a_patch_is_turned_and_scaled_but_never_mirrored(seed: int, degrees: float, low: float, high: float) -> None:
+    """The determinant is positive, and no axis is scaled beyond the range by more than the 8 % of each axis."""
+    matrix = random_matrix(np.random.default_rng(seed), AugmentRecipe(rotation_deg=degrees, scale=(low, high)))
+    assert np.linalg.det(matrix) > 0
+    stretch = np.linalg.norm(matrix, axis=0)
+    assert low * np.exp(-0.08) - 1e-9 <= stretch.min() <= stretch.max() <= high * np.exp(0.08) + 1e-9
+
+
+@given(st.integers(0, 2**32), st.floats(0, 30))
+def test_right_stays_right(seed: int, degrees: float) -> None:
+    """The patch's first axis keeps pointing to the patient's right, within twice the angle: two of three rotations move it."""
+    matrix = random_matrix(np.random.default_rng(seed), AugmentRecipe(rotation_deg=degrees, scale=(1.0, 1.0)))
+    x = matrix[:, 0] / np.linalg.norm(matrix[:, 0])
+    assert x[0] >= np.cos(np.radians(2 * degrees)) - 1e-9
+
+
+def test_everything_off_changes_nothing() -> None:
+    """With all probabilities 0 and ranges of no width HU come out as they went in, body known or not."""
+    assert torch.equal(changed(), PATCH)
+    assert torch.equal(changed(body=PATCH > 0), PATCH)
+
+
+def test_contrast_and_shift_change_tissue_but_not_air() -> None:
+    """Contrast 2: 50 HU becomes 100, −100 becomes −200, air stays −1000."""
+    hu = torch.tensor([50.0, -100.0, -1000.0]).view(3, 1, 1)
+    assert changed(hu, contrast=(2.0, 2.0)).flatten().tolist() == [100.0, -200.0, -1000.0]
+    shifts = {float(changed(hu, seed=s, shift_hu=30.0)[0, 0, 0]) - 50 for s in range(20)}
+    assert len(shifts) == 20
+    assert max(map(abs, shifts)) <= 30
+
+
+def test_the_outside_is_emptied() -> None:
+    """Where the body's mask is False there is air, where it is True nothing changed; without a mask nothing happens."""
+    body = PATCH > 0
+    cleared = changed(body=body, clear_outside_probability=1.0)
+    assert (cleared[~body] == AIR_HU).all()
+    assert torch.equal(cleared[body], PATCH[body])
+    assert torch.equal(changed(clear_outside_probability=1.0), PATCH)
+
+
+@pytest.mark.parametrize("rule", [{"blur_probability": 1.0}, {"thick_slices_probability": 1.0}])
+def test_blur_and_thick_slices_keep_a_flat_patch_flat(rule: dict) -> None:
+    """A constant has nothing to be smoothed, not even at the border."""
+    flat = torch.full((6, 7, 8), 40.0)
+    assert torch.allclose(changed(flat, **rule), flat, atol=1e-3)
+
+
+def test_blur_spreads_a_point_evenly() -> None:
+    """A single voxel of 1000 HU keeps its sum, gets lower, and is symmetric along every axis."""
+    point = torch.zeros(9, 9, 9)
+    point[4, 4, 4] = 1000
+    blurred = changed(point, blur_probability=1.0, blur_voxels=1.0)
+    assert float(blurred.sum()) == pytest.approx(1000, rel=1e-4)
+    assert float(blurred.max()) == float(blurred[4, 4, 4]) < 999
+    for axis in range(3):
+        assert torch.allclose(blurred, blurred.flip(axis), atol=1e-3)
+
+
+def test_thick_slices_smooth_along_the_last_axis_only() -> None:
+    """A pattern along x and y is kept; slices that alternate between 0 and 100 HU are mixed."""
+    rule = {"thick_slices_probability": 1.0, "thick_slices_mm": (6.0, 6.0)}
+    across = torch.arange(6.0).view(6, 1, 1) * torch.ones(6, 7, 8)
+    assert torch.allclose(changed(across, **rule), across, atol=1e-3)
+    stripes = (torch.arange(8) % 2 * 100.0).expand(6, 7, 8)
+    assert float(changed(stripes, **rule).std()) < float(stripes.std()) / 2
+
+
+def test_noise_has_the_strength_asked_for() -> None:
+    """Its mean is about 0 and its standard deviation between 0 and noise_hu."""
+    flat = torch.zeros(20, 20, 20)
+    sds = [float(changed(flat, seed=s, noise_probability=1.0, noise_hu=25.0).std()) for s in range(10)]
+    assert 0 < min(sds) < max(sds) < 26
+    assert abs(float(changed(flat, noise_probability=1.0).mean())) < 2
+
+
+def test_the_same_seed_gives_the_same_patch() -> None:
+    """All changes at once depend on the seed alone, not on torch's global state."""
+    on = {f"{what}_probability": 1.0 for what in ("noise", "blur", "thick_slices")} | {"contrast": (0.8, 1.2), "shift_hu": 30.0}
+    torch.manual_seed(1)
+    first = changed(seed=5, **on)
+    torch.manual_seed(2)
+    assert torch.equal(first, changed(seed=5, **on))
+    assert not torch.equal(first, changed(seed=6, **on))

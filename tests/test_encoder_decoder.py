@@ -1,0 +1,84 @@
+"""Facts about the shapes that flow through encoder and decoder."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from clseg.errors import WeightsError
+from clseg.network.blocks import ConvNormAct
+from clseg.network.decoder import Decoder
+from clseg.network.encoder import Encoder
+from clseg.network.spec import DecoderSpec, EncoderSpec, Grid, Intensity, Level, Stage
+
+ONE, TWO, THREE = (1, 1, 1), (2, 2, 2), (3, 3, 3)
+
+
+def encoder_spec(*strides: tuple[int, int, int]) -> EncoderSpec:
+    """An encoder with widths 8, 12, 16 …, one level per stride."""
+    levels = tuple(Level(8 + 4 * i, stride, THREE, 1 + i % 2) for i, stride in enumerate(strides))
+    return EncoderSpec(levels, Grid("RAS", (3.0, 3.0, 3.0), (16, 16, 16)), Intensity(-1000, 1000, 0, 500))
+
+
+def test_one_feature_map_per_level() -> None:
+    """Widths and resolutions are those of the levels; an anisotropic stride halves two axes only."""
+    encoder = Encoder(encoder_spec(ONE, (2, 2, 1), TWO))
+    shapes = [tuple(f.shape) for f in encoder(torch.zeros(2, 1, 16, 8, 12))]
+    assert shapes == [(2, 8, 16, 8, 12), (2, 12, 8, 4, 12), (2, 16, 4, 2, 6)]
+
+
+def test_a_decoder_with_a_width_of_its_own_in_every_layer() -> None:
+    """`up` and each convolution of a stage may differ, as after pruning; logits have one channel more than labels."""
+    spec = encoder_spec(ONE, (2, 2, 1), TWO)
+    stages = (Stage(7, (5, 6, 3), THREE), Stage(2, (9, 4), (1, 3, 3)))
+    decoder = Decoder(DecoderSpec(stages, ("liver", "spleen")), spec)
+    assert decoder(Encoder(spec)(torch.randn(1, 1, 16, 8, 12))).shape == (1, 3, 16, 8, 12)
+    convs = [tuple(m.weight.shape[:2]) for m in decoder.modules() if isinstance(m, nn.Conv3d)]
+    assert convs == [(5, 7 + 12), (6, 5), (3, 6), (9, 2 + 8), (4, 9), (3, 3), (3, 4)]
+
+
+def test_a_strided_stem_gives_coarse_logits() -> None:
+    """With a stem stride of 2 logits come at half the resolution of the window."""
+    spec = encoder_spec(TWO, TWO)
+    decoder = Decoder(DecoderSpec((Stage(8, (8,), THREE),), ("liver",)), spec)
+    assert decoder(Encoder(spec)(torch.zeros(1, 1, 16, 16, 8))).shape == (1, 2, 8, 8, 4)
+
+
+def test_deep_logits_are_finest_first_and_the_first_is_the_answer() -> None:
+    """forward_deep gives the `depth` finest stages; its first entry equals forward."""
+    spec = encoder_spec(ONE, TWO, TWO)
+    decoder = Decoder(DecoderSpec((Stage(8, (8,), THREE), Stage(8, (8,), THREE)), ("liver",)), spec)
+    features = Encoder(spec)(torch.randn(1, 1, 8, 8, 8, generator=torch.Generator().manual_seed(0)))
+    deep = decoder.forward_deep(features, depth=5)
+    assert [tuple(level.shape[2:]) for level in deep] == [(8, 8, 8), (4, 4, 4)]
+    assert torch.equal(deep[0], decoder(features))
+    assert len(decoder.forward_deep(features, depth=1)) == 1
+
+
+def activations(convs: int, last_activation: bool) -> list[bool]:
+    """Which of the convolutions of a one-stage decoder are followed by LeakyReLU."""
+    decoder = Decoder(DecoderSpec((Stage(8, (8,) * convs, THREE),), ("liver",), last_activation), encoder_spec(ONE, TWO))
+    return [isinstance(m.act, nn.LeakyReLU) for m in decoder.modules() if isinstance(m, ConvNormAct)]
+
+
+def test_only_the_last_activation_is_left_out() -> None:
+    """CL-Net has no LeakyReLU before the logits; a stage with a single convolution keeps it."""
+    assert activations(3, last_activation=False) == [True, True, False]
+    assert activations(3, last_activation=True) == [True, True, True]
+    assert activations(1, last_activation=False) == [True]
+
+
+def test_the_block_is_convolution_norm_leaky_relu() -> None:
+    """An identity convolution of ±1 checkerboard values: norm leaves ±1, LeakyReLU turns -1 into -0.01."""
+    block = ConvNormAct(1, 1, (1, 1, 1))
+    nn.init.ones_(block.conv.weight)
+    nn.init.zeros_(block.conv.bias)
+    x = torch.tensor([1.0, -1.0]).repeat(4).view(1, 1, 2, 2, 2)
+    assert torch.allclose(block(x), torch.where(x > 0, 1.0, -0.01), atol=1e-4)
+
+
+def test_a_decoder_needs_one_stage_per_step() -> None:
+    """Three levels have two steps between them; a decoder with one stage is refused."""
+    with pytest.raises(WeightsError, match="has 2 stages, this spec has 1"):
+        Decoder(DecoderSpec((Stage(8, (8,), THREE),), ("liver",)), encoder_spec(ONE, TWO, TWO))

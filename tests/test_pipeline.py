@@ -1,0 +1,314 @@
+"""segment(): one scan through the whole house, with a tiny network of random weights."""
+
+from __future__ import annotations
+
+import sys
+from itertools import permutations, product
+
+import numpy as np
+import pytest
+
+import clseg
+from clseg import segment
+from clseg.errors import ClsegError, InputError, UnknownName, UsageError, WeightsError
+from clseg.io.nifti import write_volume
+from clseg.phantom import small_phantom
+from clseg.progress import Progress
+from clseg.spatial.orient import to_orientation
+from clseg.volume import Header, Volume
+from tests.lattice import CODES, dice
+
+
+class Told(Progress):
+    """Notes what the library says."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+        self.stages: list[str] = []
+
+    def stage(self, name, total=None):
+        self.stages.append(name)
+        return super().stage(name, total)
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+
+
+@pytest.fixture
+def tiny(tiny_model):
+    """A model with a whole, two sides and two strangers."""
+    return tiny_model()
+
+
+@pytest.fixture(scope="module")
+def scan() -> Volume:
+    """A small torso: 24 x 20 x 22 voxels of 6 mm, a sixth of a second to segment."""
+    volume, _ = small_phantom()
+    cut = volume.array[8:32, 4:24, 10:32]
+    affine = volume.affine.copy()
+    affine[:3, 3] += volume.affine[:3, :3] @ (8, 4, 10)
+    return Volume(np.asfortranarray(cut), affine)
+
+
+def masks(result, code: str = "RAS") -> dict[str, np.ndarray]:
+    """Every mask turned to the same axes, so that they can be compared in the patient."""
+    return {name: np.ascontiguousarray(to_orientation(result.scan.like(result.mask(name)), code).array) for name in result.names}
+
+
+# ---- the grid of the scan ---------------------------------------------------------------------------------------------
+
+
+def test_the_result_lies_on_the_grid_of_the_scan(tiny, scan):
+    """Shape, affine and header are those of the input; something is found, and every id was asked for."""
+    header = Header(scan.affine, 1, scan.affine, 2)
+    result = segment(Volume(scan.array, scan.affine, header), model="tiny")
+    assert result.labels.same_grid(scan, tolerance_mm=0)
+    assert result.labels.header is header
+    assert list(result.names) == ["lung_left", "lung_right", "spleen", "liver", "body"] or set(result.names) == {
+        "body", "lung_left", "lung_right", "liver", "spleen"
+    }  # fmt: skip
+    assert len(result.present) >= 3
+    assert set(np.unique(result.labels.array)) <= {0, *result.names.values()}
+
+
+@pytest.mark.parametrize("code", ["LAS", "RPS", "RAI", "LPI", "ARS", "SAR", "PIL", "ILA", "SLP"])
+def test_flipped_and_permuted_copies_give_the_same_masks(tiny, scan, code):
+    """The same voxels stored in another order are the same patient: masks agree voxel by voxel, on the grid of the copy."""
+    copy = to_orientation(scan, code)
+    straight, turned = segment(scan, model="tiny"), segment(copy, model="tiny")
+    assert turned.labels.same_grid(copy, tolerance_mm=0)
+    for name, mask in masks(straight).items():
+        np.testing.assert_array_equal(masks(turned)[name], mask)
+
+
+@pytest.mark.slow
+def test_all_48_orders_give_the_same_masks(tiny, scan):
+    """The same for every order of axes there is."""
+    expected = masks(segment(scan, model="tiny"))
+    for code in CODES:
+        found = masks(segment(to_orientation(scan, code), model="tiny"))
+        for name, mask in expected.items():
+            np.testing.assert_array_equal(found[name], mask, err_msg=f"{name} in {code}")
+
+
+def test_a_mirrored_patient_is_not_the_same_patient(tiny, scan):
+    """Flipping the voxels but not the affine changes the answer, so the test above is one."""
+    mirrored = Volume(scan.array[::-1], scan.affine)
+    one, other = masks(segment(scan, model="tiny")), masks(segment(mirrored, model="tiny"))
+    assert any((one[name] != other[name]).any() for name in one)
+
+
+@pytest.mark.parametrize("spacing", [(2.0, 2.0, 5.0), (9.0, 7.0, 6.0)])
+def test_finer_and_coarser_scans_get_masks_on_their_own_grid(tiny, spacing):
+    """Anisotropic voxels, finer and coarser than the model's 6 mm."""
+    shape = tuple(round(110 / s) for s in spacing)
+    points = np.stack(np.meshgrid(*[(np.arange(n) - (n - 1) / 2) * s for n, s in zip(shape, spacing, strict=True)], indexing="ij"), -1)
+    array = np.where(np.linalg.norm(points, axis=-1) < 45, 40 + points[..., 0], -1000).astype(np.int16)
+    volume = Volume(array, np.diag([*spacing, 1.0]))
+    result = segment(volume, model="tiny")
+    assert result.labels.array.shape == shape
+    assert result.present
+
+
+def test_a_sheared_scan_gets_a_warning_and_masks_on_its_own_grid(tiny, scan):
+    """A gantry tilt of a few degrees: told in one sentence, masks on the tilted grid, much like those of the straight one."""
+    affine = scan.affine.copy()
+    affine[1, 2] = 0.02 * scan.spacing[2]
+    told = Told()
+    result = segment(Volume(scan.array, affine), model="tiny", report=told)
+    assert len([text for text in told.warnings if "right angles" in text]) == 1
+    assert result.labels.array.shape == scan.shape
+    np.testing.assert_array_equal(result.labels.affine, affine)
+    straight = segment(scan, model="tiny")
+    assert dice(result.mask("body"), straight.mask("body")) > 0.7
+
+
+def test_a_scan_smaller_than_the_window_is_segmented(tiny):
+    """Five slices of 6 mm with windows of sixteen."""
+    array = np.full((20, 20, 5), -1000, np.int16)
+    array[3:17, 3:17] = np.random.default_rng(0).integers(-150, 200, (14, 14, 5))
+    result = segment(Volume(array, np.diag([6.0, 6.0, 6.0, 1.0])), model="tiny")
+    assert result.labels.array.shape == (20, 20, 5)
+
+
+# ---- the same again ---------------------------------------------------------------------------------------------------
+
+
+def test_two_runs_give_the_same_bytes(tiny, scan, tmp_path):
+    """Masks, label map and statistics of two runs are identical files."""
+    write_volume(tmp_path / "ct.nii.gz", scan)
+    for run in ("a", "b"):
+        result = segment(tmp_path / "ct.nii.gz", model="tiny")
+        result.save(tmp_path / run, statistics=True)
+        result.save(tmp_path / run / "x.nii.gz")
+    files = sorted(file.name for file in (tmp_path / "a").iterdir() if "run.json" not in file.name)
+    assert "x.nii.gz" in files
+    assert "statistics.json" in files
+    for name in files:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+
+
+def test_a_path_and_its_volume_give_the_same(tiny, scan, tmp_path):
+    """Reading the file first changes nothing; only a file has a sha256."""
+    write_volume(tmp_path / "ct.nii.gz", scan)
+    from_file, from_memory = segment(tmp_path / "ct.nii.gz", model="tiny"), segment(scan, model="tiny")
+    np.testing.assert_array_equal(from_file.labels.array, from_memory.labels.array)
+    assert len(from_file.facts["input"]["sha256"]) == 64
+    assert from_memory.facts["input"]["sha256"] is None
+
+
+def test_asking_for_less_changes_nothing_about_it(tiny, scan):
+    """One decoder alone says what it says among others (no other competes with the body)."""
+    everything, alone = segment(scan, model="tiny"), segment(scan, roi=["body"], model="tiny")
+    assert list(alone.names) == ["body"]
+    np.testing.assert_array_equal(alone.mask("body"), everything.mask("body"))
+    assert set(alone.facts["model"]["weights"]) == {"tiny-encoder", "tiny-trunk"}
+
+
+def test_the_step_is_heeded(tiny, scan):
+    """Half the step means more windows and so another, usually close, answer."""
+    totals = []
+
+    class Counted(Progress):
+        def stage(self, name, total=None):
+            if name == "Segmenting":
+                totals.append(total)
+            return super().stage(name, total)
+
+    for step in (1.0, 0.5):
+        segment(scan, roi=["body"], model="tiny", step=step, report=Counted())
+    assert totals[0] < totals[1]
+
+
+def test_roi_may_be_text_names_or_groups(tiny, scan):
+    """One string, a list, a group and a synonym mean the same lungs."""
+    asked = ["lungs", ["lung_left", "lung_right"], ["chest"], "lung_left,lung_right"]
+    assert {tuple(segment(scan, roi=roi, model="tiny").names) for roi in asked} == {("lung_left", "lung_right")}
+
+
+# ---- what is told -----------------------------------------------------------------------------------------------------
+
+
+def test_stages_are_told_and_timed(tiny, scan):
+    """What the user sees and what run.json says are the steps of a run in their order."""
+    told = Told()
+    result = segment(scan, model="tiny", report=told)
+    assert told.stages == ["Reading", "Loading weights", "Preparing", "Segmenting", "Cleaning", "Restoring"]
+    assert [lap.stage for lap in result.stopwatch.laps] == ["read", "weights", "prepare", "segment", "clean", "restore"]
+
+
+def test_the_facts_say_what_was_used(tiny, scan):
+    """Versions, geometry, weights by sha256, device, step."""
+    facts = segment(scan, model="tiny", device="cpu", step=0.7).facts
+    assert facts["versions"]["clseg"] == clseg.__version__
+    assert facts["input"]["shape"] == list(scan.shape)
+    assert facts["input"]["orientation"] == "RAS"
+    assert all(len(digest) == 64 for digest in facts["model"]["weights"].values())
+    assert (facts["model"]["name"], facts["device"], facts["step"]) == ("tiny", "cpu", 0.7)
+
+
+def test_decoders_out_of_range_are_reported(tiny, scan, monkeypatch):
+    """Structures whose decoders had no slice are out of range, not absent."""
+    from clseg.inference import extent
+
+    monkeypatch.setattr(extent, "extents", lambda network, slices: {n: None if "abdomen" in n else (0, slices) for n in network.decoders})
+    result = segment(scan, model="tiny")
+    assert result.out_of_range == {"liver", "spleen"}
+    assert result.statistics()["liver"].status == "out_of_range"
+
+
+def test_nothing_in_range_is_an_empty_result(tiny, scan, monkeypatch):
+    """No decoder ran; everything is out of range, and nothing breaks."""
+    from clseg.inference import extent
+
+    monkeypatch.setattr(extent, "extents", lambda network, slices: dict.fromkeys(network.decoders))
+    result = segment(scan, model="tiny")
+    assert not result.labels.array.any()
+    assert result.out_of_range == set(result.names)
+
+
+# ---- what goes wrong --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("roi", "model"), [(["livre"], "tiny"), (["liver", "x"], "tiny"), ("liver", "tinny"), ([], "tiny"), ("brainstem", "tiny")])
+def test_words_are_judged_before_the_image_is_read(tiny, roi, model):
+    """A wrong name is told first, though the image does not exist either."""
+    with pytest.raises(UsageError) as caught:
+        segment("/nowhere/ct.nii.gz", roi=roi, model=model)
+    assert "nowhere" not in caught.value.message
+
+
+def test_a_typo_is_answered_with_the_nearest_names(tiny):
+    """`livre` may have been liver."""
+    with pytest.raises(UnknownName) as caught:
+        segment("/nowhere/ct.nii.gz", roi="livre", model="tiny")
+    assert "liver" in caught.value.nearest
+
+
+def test_a_missing_image_is_a_usage_error(tiny):
+    """With the path in the sentence."""
+    with pytest.raises(UsageError, match=r"/nowhere/ct\.nii\.gz"):
+        segment("/nowhere/ct.nii.gz", model="tiny")
+
+
+@pytest.mark.parametrize("values", [(0, 255), (0.0, 1.0), (0, 2000)])
+def test_what_is_not_hu_is_refused_before_weights_are_loaded(tiny, values, monkeypatch):
+    """8-bit pictures, normalised values and MR are no CT; torch never sees them."""
+    from clseg import pipeline
+
+    monkeypatch.setattr(pipeline, "_load", lambda *_: pytest.fail("weights were loaded"))
+    array = np.random.default_rng(0).uniform(*values, (20, 20, 20)).astype(np.float32)
+    with pytest.raises(InputError, match="not Hounsfield units"):
+        segment(Volume(array), model="tiny")
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99"])
+def test_a_device_that_is_not_there_is_a_usage_error(tiny, scan, device):
+    """Rather than another device than the one asked for."""
+    with pytest.raises(UsageError, match=device):
+        segment(scan, model="tiny", device=device)
+
+
+def test_damaged_weights_are_refused(tiny, scan):
+    """One byte changed: the file's sha256 is not the manifest's, and nothing is loaded."""
+    file = tiny / "tiny" / "tiny-lungs.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(bytes(data))
+    with pytest.raises(WeightsError, match=r"tiny-lungs.*sha256"):
+        segment(scan, roi="lungs", model="tiny")
+    assert segment(scan, roi="body", model="tiny").names == {"body": 1}
+
+
+@pytest.mark.parametrize("step", [0.0, -1.0, 1.5])
+def test_a_step_that_makes_no_sense_is_refused(tiny, scan, step):
+    """In one sentence, not by running for ever."""
+    with pytest.raises(UsageError, match="step"):
+        segment(scan, model="tiny", step=step)
+
+
+@pytest.mark.parametrize("fill", [-1000, 40])
+def test_a_scan_of_one_value_is_refused(tiny, fill):
+    """Air or water alone is no scan."""
+    with pytest.raises(ClsegError, match="same value"):
+        segment(Volume(np.full((8, 8, 8), fill, np.int16)), model="tiny")
+
+
+# ---- the package ------------------------------------------------------------------------------------------------------
+
+
+def test_importing_the_package_is_light():
+    """`import clseg` brings neither torch nor numpy; names come when they are used."""
+    import subprocess
+
+    program = "import sys, clseg; print(sorted({'torch', 'numpy', 'nibabel'} & set(sys.modules)), 'segment' in clseg.__all__)"
+    out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert out.split() == ["[]", "True"]
+    assert clseg.segment is segment
+    with pytest.raises(AttributeError, match="nothing"):
+        clseg.nothing  # noqa: B018
+
+
+def test_all_orders_of_axes_are_covered():
+    """CODES has the 3! x 2³ orders of axes, so the test over them is complete."""
+    assert len(set(CODES)) == len(list(permutations(range(3)))) * len(list(product((0, 1), repeat=3)))

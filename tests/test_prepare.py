@@ -1,0 +1,89 @@
+"""A scan goes onto the model's lattice with every structure where it was in the patient."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clseg.inference.prepare import normalise, onto_grid, place
+from clseg.network.spec import Grid, Intensity
+from clseg.spatial.orient import to_orientation
+from clseg.volume import Volume
+from tests.lattice import CODES, affine_of, inside_mm, model_world, world
+
+
+def body(code: str, shape, spacing, centre_mm=(0.0, 0.0, 0.0), radius_mm: float = 45.0, middle_mm=(0.0, 0.0, 0.0)) -> Volume:
+    """A ball of 50 HU in air."""
+    volume = Volume(np.zeros(shape, np.int16), affine_of(code, shape, spacing, middle_mm))
+    return volume.like(np.where(inside_mm(world(volume), centre_mm, radius_mm) > 0, 50, -1000).astype(np.int16))
+
+
+@pytest.mark.parametrize("code", CODES[::5])
+@pytest.mark.parametrize("model", ["RAS", "LPS", "SAR"])
+def test_the_ball_is_where_it_was(code, model):
+    """Whatever the axes of scan and model: the bright voxels of the prepared scan lie around the ball's centre in mm."""
+    centre = np.array([8.0, -12.0, 5.0])
+    table = np.array([100.0, 20.0, -30.0])
+    scan = body(code, (50, 44, 48), (3.0, 3.5, 3.2), centre + table, middle_mm=table)
+    oriented, placement = place(scan, Grid(model, (4.0, 4.0, 4.0), (16, 16, 16)))
+    hu = onto_grid(oriented.array, placement).numpy()
+    assert hu.shape == placement.shape
+    weight = np.clip(hu + 1000, 0, None)
+    found = (model_world(oriented, placement) * weight[..., None]).sum(axis=(0, 1, 2)) / weight.sum()
+    np.testing.assert_allclose(found, centre + table, atol=0.3)
+
+
+@settings(max_examples=30)
+@given(
+    shape=st.tuples(*[st.integers(2, 30)] * 3),
+    spacing=st.tuples(*[st.floats(0.5, 8.0)] * 3),
+    target=st.tuples(*[st.floats(1.0, 6.0)] * 3),
+)
+def test_the_lattice_covers_the_box(shape, spacing, target):
+    """Everything that was cut out lies on the model's lattice, and the box lies in the scan."""
+    scan = Volume(np.full(shape, 40, np.int16), affine_of("LPS", shape, spacing))
+    oriented, placement = place(scan, Grid("RAS", target, (16, 16, 16)))
+    assert oriented.orientation == "RAS"
+    for part, n, m, s, t in zip(placement.box, oriented.shape, placement.shape, placement.box_spacing, target, strict=True):
+        assert 0 <= part.start < part.stop <= n
+        assert m * t >= (part.stop - part.start) * s - 2e-3 * t
+    assert tuple(onto_grid(oriented.array, placement).shape) == placement.shape
+
+
+def test_air_around_the_body_is_cut_off():
+    """A ball of 45 mm in a scan of 300 mm: less than half of each axis is computed."""
+    scan = body("RAS", (100, 100, 100), (3.0, 3.0, 3.0))
+    _, placement = place(scan, Grid("RAS", (3.0, 3.0, 3.0), (16, 16, 16)))
+    assert max(placement.shape) < 50
+
+
+def test_same_spacing_changes_no_number():
+    """A scan that has the model's spacing already is cut, not interpolated."""
+    random = np.random.default_rng(0).integers(-200, 200, (12, 10, 8), np.int16)
+    oriented, placement = place(Volume(random, np.diag([3.0, 3.0, 3.0, 1.0])), Grid("RAS", (3.0, 3.0, 3.0), (8, 8, 8)))
+    np.testing.assert_array_equal(onto_grid(oriented.array, placement).numpy(), random[placement.box])
+
+
+def test_prepared_numbers_do_not_depend_on_how_the_file_lay():
+    """All 48 axis orders of one scan are prepared to exactly the same numbers."""
+    scan = body("RAS", (30, 26, 22), (4.0, 4.5, 5.0))
+    grid = Grid("RAS", (6.0, 6.0, 6.0), (16, 16, 16))
+    first = onto_grid(*_array_and_placement(scan, grid))
+    for code in CODES:
+        other = onto_grid(*_array_and_placement(to_orientation(scan, code), grid))
+        assert torch.equal(first, other), code
+
+
+def _array_and_placement(scan: Volume, grid: Grid):
+    oriented, placement = place(scan, grid)
+    return oriented.array, placement
+
+
+def test_normalise_by_hand():
+    """Clip to -100…300, subtract 100, divide by 50: air -4, water -2, bone 4."""
+    rule = Intensity(-100.0, 300.0, 100.0, 50.0)
+    found = normalise(torch.tensor([-1000.0, -100.0, 0.0, 100.0, 300.0, 2000.0]), rule)
+    assert found.tolist() == [-4.0, -4.0, -2.0, 0.0, 4.0, 4.0]

@@ -1,0 +1,192 @@
+"""Facts about recipes: what is written is trained, and nothing else."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clseg.errors import RecipeError
+from clseg.recipe import Recipe, from_dict, read_recipe, to_dict
+from tests.small_dataset import TOML
+
+try:
+    import tomllib
+except ModuleNotFoundError:  # Python 3.10
+    import tomli as tomllib
+
+HERE = Path(__file__).parent
+RECIPES = sorted((HERE.parent / "recipes").glob("*.toml"))
+
+
+def changed(path: str, value: Any) -> dict:
+    """The tiny recipe as plain types with one value set; `path` is like 'decoder.0.labels'. None removes the key."""
+    data = copy.deepcopy(tomllib.loads(TOML))
+    *parents, last = path.split(".")
+    table: Any = data
+    for key in parents:
+        table = table[int(key)] if key.isdigit() else table[key]
+    if value is None:
+        del table[last]
+    else:
+        table[last] = value
+    return data
+
+
+def tiny() -> Recipe:
+    return from_dict(tomllib.loads(TOML), HERE)
+
+
+def test_what_the_file_says_is_what_the_recipe_holds(tmp_path: Path) -> None:
+    """Values come from the file, the rest from the defaults, lists become tuples, and paths are relative to its folder."""
+    (tmp_path / "r.toml").write_text(TOML)
+    recipe = read_recipe(tmp_path / "r.toml")
+    assert recipe.grid.spacing_mm == (12.0, 12.0, 12.0)
+    assert [d.labels for d in recipe.decoder] == [("lung_left", "lung_right"), ("liver", "skeleton"), ("body",)]
+    assert recipe.dataset[1].masks["lung_right"] == "lungs.nii.gz:2"
+    assert recipe.optim.rate == 2e-3
+    assert recipe.grid.orientation == "RAS"
+    assert recipe.folder == tmp_path.resolve()
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_shipped_recipes_can_be_read(path: Path) -> None:
+    """Every recipe in recipes/ passes its own checks and says what it was trained on."""
+    recipe = read_recipe(path)
+    assert all(dataset.licence for dataset in recipe.dataset)
+
+
+def test_to_dict_and_back() -> None:
+    """from_dict undoes to_dict, through JSON text, and the folder is not part of it."""
+    plain = json.loads(json.dumps(to_dict(tiny())))
+    assert "folder" not in plain
+    assert from_dict(plain, HERE) == tiny()
+
+
+@given(
+    rate=st.floats(1e-6, 1.0),
+    iterations=st.integers(1, 10**6),
+    name=st.text(min_size=1),
+    patch=st.tuples(*[st.integers(1, 64).map(lambda n: 2 * n)] * 3),
+    absent=st.lists(st.text()),
+)
+def test_any_values_survive_the_round_trip(rate: float, iterations: int, name: str, patch: tuple, absent: list) -> None:
+    """Numbers come back to the last bit, texts to the last letter."""
+    data = changed("name", name)
+    data["optim"].update(rate=rate, iterations=iterations)
+    data["grid"]["patch"] = list(patch)
+    data["dataset"][0]["absent"] = absent
+    recipe = from_dict(data, HERE)
+    assert (recipe.optim.rate, recipe.optim.iterations, recipe.grid.patch) == (rate, iterations, patch)
+    assert from_dict(json.loads(json.dumps(to_dict(recipe))), HERE) == recipe
+
+
+@pytest.mark.parametrize(
+    ("path", "table"),
+    [("learning_rate", "recipe"), ("optim.learning_rate", "recipe.optim"), ("decoder.1.width", "recipe.decoder[1]"),
+     ("dataset.0.wieght", "recipe.dataset[0]"), ("augment", None)],
+)  # fmt: skip
+def test_an_unknown_key_is_refused(path: str, table: str | None) -> None:
+    """A typo anywhere in the tree is named with its table, and the known keys are offered."""
+    data = changed(path, 1) if table else changed(path, {"mirror": True})
+    with pytest.raises(RecipeError, match="Unknown key") as caught:
+        from_dict(data, HERE)
+    assert f"[{table or 'recipe.augment'}]" in caught.value.message
+    assert f"'{path.split('.')[-1] if table else 'mirror'}'" in caught.value.message
+    assert "Known keys" in caught.value.tip
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "sentence"),
+    [
+        ("seed", "7", "recipe.seed' must be int, given '7'"),
+        ("seed", 1.5, "recipe.seed' must be int"),
+        ("seed", True, "recipe.seed' must be int"),
+        ("optim.rate", "fast", "recipe.optim.rate' must be float"),
+        ("optim.rate", False, "recipe.optim.rate' must be float"),
+        ("name", 3, "recipe.name' must be str"),
+        ("grid", 3, "recipe.grid' must be a table"),
+        ("decoder", "lungs", "recipe.decoder' must be a list"),
+        ("decoder.0.labels", "lung_left", r"recipe.decoder\[0\].labels' must be a list"),
+        ("decoder.0.labels", ["lung_left", 2], r"recipe.decoder\[0\].labels\[1\]' must be str"),
+        ("grid.patch", [16, 16], "must have 3 entries"),
+        ("grid.patch", [16, 16, 16.0], "recipe.grid.patch' must be int"),
+        ("dataset.1.masks", {"body": 1}, "must be a table of strings"),
+        ("dataset.1.masks", [], "must be a table of strings"),
+    ],
+)
+def test_a_wrong_type_is_refused(path: str, value: Any, sentence: str) -> None:
+    """A value of another type is refused with its place and what it holds; numbers are never truth values."""
+    with pytest.raises(RecipeError, match=sentence):
+        from_dict(changed(path, value), HERE)
+
+
+def test_a_whole_number_is_a_float_where_one_is_wanted() -> None:
+    """`rate = 1` is read as 1.0."""
+    rate = from_dict(changed("optim.rate", 1), HERE).optim.rate
+    assert isinstance(rate, float)
+    assert rate == 1.0
+
+
+@pytest.mark.parametrize("path", ["name", "decoder", "decoder.2.name", "decoder.0.labels", "dataset.0.index", "dataset.1.cases"])
+def test_a_missing_key_is_named(path: str) -> None:
+    """What has no default must be there."""
+    with pytest.raises(RecipeError, match=f"lacks '{path.split('.')[-1]}'"):
+        from_dict(changed(path, None), HERE)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "sentence"),
+    [
+        ("grid.patch", [16, 15, 16], r"\(16, 15, 16\) must be divisible by the product of the strides, 2"),
+        ("encoder.strides", [2, 3], "product of the strides, 6"),
+        ("encoder.strides", [1, 0], "must be 1 or more"),
+        ("encoder.widths", [8, -8], "must be 1 or more"),
+        ("grid.patch", [16, 0, 16], "must be 1 or more"),
+        ("encoder.widths", [8, 16, 32], "one entry per level"),
+        ("decoder", [], r"at least one \[\[decoder\]\]"),
+        ("dataset", [], r"one \[\[dataset\]\]"),
+        ("decoder.1.name", "lungs", r"Every decoder needs a name of its own, given \['lungs', 'lungs', 'body'\]"),
+        ("dataset.1.name", "mapped", "Every dataset needs a name of its own"),
+        ("decoder.1.name", "encoder", "not 'encoder'"),
+        ("decoder.1.name", "../solid", "becomes a file name"),
+        ("decoder.1.name", "a.b", "becomes a file name"),
+        ("decoder.1.labels", ["liver", "liver"], "labels, each once"),
+        ("decoder.1.labels", [], "labels, each once"),
+        ("decoder.1.widths", [8, 8], "'solid' needs 1 widths"),
+        ("decoder.1.open_ends", {"liver": "left"}, "inferior, superior or both"),
+        ("decoder.1.open_ends", {"spleen": "both"}, "must map its labels"),
+        ("dataset.1.masks", {"body": "body.nii.gz:one"}, "'file' or 'file:value'"),
+        ("dataset.0.weight", -1.0, "weights of 0 or more"),
+        ("optim.precision", "float16", "float32 or bfloat16"),
+        ("folder", "/", "Unknown key 'folder'"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(path: str, value: Any, sentence: str) -> None:
+    """Sizes must agree, names must be unique and usable as file names; the sentence says what was given."""
+    with pytest.raises(RecipeError, match=sentence):
+        from_dict(changed(path, value), HERE)
+
+
+def test_at_least_one_dataset_is_drawn_from() -> None:
+    """When every weight is 0 there is nothing to train on."""
+    data = changed("dataset.0.weight", 0)
+    data["dataset"][1]["weight"] = 0
+    with pytest.raises(RecipeError, match="at least one above 0"):
+        from_dict(data, HERE)
+
+
+@pytest.mark.parametrize("content", [b"name = ", b"\xff\xfe", None])
+def test_an_unreadable_file_is_one_sentence(tmp_path: Path, content: bytes | None) -> None:
+    """Broken TOML, bytes that are no text, and no file at all are RecipeErrors that name the file; exit code 2."""
+    path = tmp_path / "r.toml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(RecipeError, match=r"r\.toml") as caught:
+        read_recipe(path)
+    assert caught.value.exit_code == 2

@@ -1,0 +1,229 @@
+"""A Segmentation gives masks on the scan's grid, statistics, and files that say what they are."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from clseg.catalogue import Catalogue
+from clseg.errors import OutputError, UnknownName
+from clseg.io.files import read
+from clseg.io.labels import read_label_names
+from clseg.segmentation import Segmentation
+from clseg.volume import Header, Volume
+
+CATALOGUE = Catalogue.builtin()
+BODY, LIVER, SPLEEN, KIDNEY, TUMOUR = (CATALOGUE[n] for n in ("body", "liver", "spleen", "kidney_left", "gtv_liver"))
+SHAPE = (10, 12, 8)
+
+
+def scan() -> Volume:
+    """An LAS grid of 2 x 3 x 4 mm, HU = slice number, with different qform and sform codes."""
+    affine = np.array([[-2.0, 0, 0, 90], [0, 3, 0, -50], [0, 0, 4, 10], [0, 0, 0, 1]])
+    array = np.broadcast_to(np.arange(8, dtype=np.int16) * 10, SHAPE)
+    return Volume(array.copy(order="F"), affine, Header(affine, 1, affine, 2))
+
+
+def segmentation(*, liver: bool = True, wanted=(BODY, LIVER, SPLEEN, KIDNEY, TUMOUR), **facts) -> Segmentation:
+    """Body everywhere but the border, liver of 4 x 4 x 4 with a tumour of 2 x 2 x 2, no spleen, kidney out of range."""
+    layers = [np.zeros(SHAPE, np.uint16, order="F") for _ in range(3)]
+    layers[0][1:-1, 1:-1, 1:-1] = BODY.id
+    if liver:
+        layers[1][2:6, 2:6, 2:6] = LIVER.id
+        layers[2][3:5, 3:5, 3:5] = TUMOUR.id
+    return Segmentation(scan(), tuple(layers), tuple(wanted), frozenset({"kidney_left"}), facts)
+
+
+def files_in(folder) -> set[str]:
+    return {file.name for file in folder.iterdir()}
+
+
+# ---- looking ----------------------------------------------------------------------------------------------------------
+
+
+def test_names_and_ids_are_those_of_the_catalogue():
+    """Every wanted structure is named, found or not."""
+    assert segmentation().names == {a.name: a.id for a in (BODY, LIVER, SPLEEN, KIDNEY, TUMOUR)}
+
+
+def test_masks_of_a_whole_and_its_parts_overlap():
+    """The body holds the liver, the liver its tumour."""
+    found = segmentation()
+    assert found.mask("liver").sum() == 64
+    assert found.mask("gtv_liver").sum() == 8
+    assert (found.mask("body") & found.mask("liver") & found.mask("gtv_liver")).sum() == 8
+    assert found.mask("body").dtype == bool
+
+
+def test_the_flat_map_names_the_tumour_then_the_organ_then_the_body():
+    """One label per voxel, parts before wholes; on the grid of the scan."""
+    labels = segmentation().labels
+    assert labels.same_grid(scan())
+    ids, counts = np.unique(labels.array, return_counts=True)
+    expected = {0: 960 - 480, BODY.id: 480 - 64, LIVER.id: 64 - 8, TUMOUR.id: 8}
+    assert dict(zip(ids.tolist(), counts.tolist(), strict=True)) == expected
+
+
+def test_what_was_not_found_has_an_empty_mask():
+    """Asked for and absent is no error."""
+    assert not segmentation().mask("spleen").any()
+    assert segmentation().present == (BODY, LIVER, TUMOUR)
+
+
+@pytest.mark.parametrize(("name", "nearest"), [("livr", ("liver", "gtv_liver")), ("aorta", ())])
+def test_a_structure_that_was_not_asked_for_is_an_error(name, nearest):
+    """Unlike one that was not found; the nearest names are offered."""
+    with pytest.raises(UnknownName) as caught:
+        segmentation().mask(name)
+    assert caught.value.nearest == nearest
+
+
+def test_statistics_cover_every_wanted_structure():
+    """Liver: 64 voxels of 24 mm³, HU 20…50 in equal parts; spleen absent; kidney out of range."""
+    values = segmentation().statistics()
+    assert list(values) == ["body", "liver", "spleen", "kidney_left", "gtv_liver"]
+    assert values["liver"].volume_mm3 == pytest.approx(64 * 24)
+    assert values["liver"].hu_mean == pytest.approx(35)
+    assert [values[n].status for n in ("spleen", "kidney_left")] == ["absent", "out_of_range"]
+
+
+# ---- saving into a folder ---------------------------------------------------------------------------------------------
+
+
+def test_a_folder_gets_one_mask_per_structure_found(tmp_path):
+    """No file for what is empty; the files returned are the files written."""
+    files = segmentation().save(tmp_path / "new" / "out")
+    assert files_in(tmp_path / "new" / "out") == {"body.nii.gz", "liver.nii.gz", "gtv_liver.nii.gz", "run.json"}
+    assert {file.name for file in files} == files_in(tmp_path / "new" / "out")
+
+
+def test_masks_lie_on_the_grid_of_the_scan(tmp_path):
+    """Shape, affine, qform and sform with their codes, uint8 of 0 and 1, nothing scaled."""
+    found = segmentation()
+    found.save(tmp_path)
+    image = nib.load(tmp_path / "liver.nii.gz")
+    assert image.shape == SHAPE
+    np.testing.assert_array_equal(image.affine, scan().affine)
+    assert (int(image.header["qform_code"]), int(image.header["sform_code"])) == (1, 2)
+    np.testing.assert_allclose(image.header.get_qform(), scan().affine, atol=1e-5)
+    assert image.get_data_dtype() == np.uint8
+    assert image.header.get_slope_inter() == (None, None)
+    np.testing.assert_array_equal(np.asarray(image.dataobj), found.mask("liver"))
+
+
+def test_a_mask_of_an_earlier_run_does_not_stay(tmp_path):
+    """Liver found, then not found in the same folder: its mask is gone, a mask that was not asked for stays."""
+    segmentation().save(tmp_path)
+    (tmp_path / "aorta.nii.gz").touch()
+    segmentation(liver=False).save(tmp_path)
+    assert files_in(tmp_path) == {"body.nii.gz", "aorta.nii.gz", "run.json"}
+
+
+def test_the_run_manifest_says_what_came_out(tmp_path):
+    """Found, empty, out of range, stages, files, and the facts of the run."""
+    segmentation(model={"name": "tiny"}).save(tmp_path, statistics=True)
+    run = json.loads((tmp_path / "run.json").read_text())
+    assert run["structures"] == ["body", "liver", "gtv_liver"]
+    assert run["empty"] == ["spleen", "kidney_left"]
+    assert run["out_of_range"] == ["kidney_left"]
+    assert run["model"] == {"name": "tiny"}
+    assert set(run["files"]) == files_in(tmp_path)
+    assert [stage["stage"] for stage in run["stages"]] == ["write", "statistics"]
+
+
+def test_statistics_are_written_as_json_and_csv(tmp_path):
+    """One entry and one row per wanted structure; what has no meaning is null, never 0."""
+    segmentation().save(tmp_path, statistics=True)
+    table = json.loads((tmp_path / "statistics.json").read_text())
+    with (tmp_path / "statistics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert list(table) == ["body", "liver", "spleen", "kidney_left", "gtv_liver"]
+    assert table["spleen"]["volume_ml"] is None
+    assert len(rows) == 5
+
+
+def test_a_preview_is_a_picture(tmp_path):
+    """preview.png opens and is listed."""
+    from PIL import Image
+
+    files = segmentation().save(tmp_path, preview=True)
+    with Image.open(tmp_path / "preview.png") as picture:
+        assert min(picture.size) > 50
+    assert tmp_path / "preview.png" in files
+
+
+# ---- saving one label map ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("output", "name"), [(".", "segmentation"), ("x.nii.gz", "x"), ("x.nii", "x")])
+def test_one_label_map_has_the_names_in_it_and_beside_it(tmp_path, output, name):
+    """--ml into a folder or a file name: ids of the catalogue, names embedded and in labels.json."""
+    files = segmentation().save(tmp_path / output, multilabel=True)
+    label_map = files[0]
+    assert label_map.name == (output if output != "." else "segmentation.nii.gz")
+    assert files_in(tmp_path) == {label_map.name, f"{name}.labels.json", "run.json" if output == "." else f"{name}.run.json"}
+    np.testing.assert_array_equal(read(label_map).array, segmentation().labels.array)
+    assert read_label_names(label_map) == {a.id: a.name for a in (BODY, LIVER, SPLEEN, KIDNEY, TUMOUR)}
+    assert json.loads((tmp_path / f"{name}.labels.json").read_text()) == segmentation().names
+
+
+def test_statistics_beside_a_file_name_take_its_name(tmp_path):
+    """x.nii.gz → x.statistics.json and x.statistics.csv."""
+    segmentation().save(tmp_path / "x.nii.gz", statistics=True)
+    assert {"x.nii.gz", "x.labels.json", "x.statistics.json", "x.statistics.csv", "x.run.json"} == files_in(tmp_path)
+
+
+def test_the_same_result_gives_the_same_bytes(tmp_path):
+    """Masks and tables of two saves are identical."""
+    for name in ("a", "b"):
+        segmentation().save(tmp_path / name, statistics=True)
+    for file in (tmp_path / "a").iterdir():
+        if file.name != "run.json":
+            assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
+
+
+# ---- what goes wrong --------------------------------------------------------------------------------------------------
+
+
+def test_a_disk_too_full_is_told_before_anything_is_written(tmp_path, monkeypatch):
+    """One sentence that says how much is free; the folder stays empty."""
+    import shutil
+
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9 - 1000, 1000))
+    with pytest.raises(OutputError, match=r"1\.0 kB are free"):
+        segmentation().save(tmp_path)
+    assert files_in(tmp_path) == set()
+
+
+def test_two_runs_may_remove_the_same_old_mask(tmp_path, monkeypatch):
+    """The other run was faster between looking and removing: nothing happens."""
+    from pathlib import Path
+
+    (tmp_path / "spleen.nii.gz").touch()
+    unlink = Path.unlink
+
+    def after_the_other(self: Path, missing_ok: bool = False) -> None:
+        unlink(self, missing_ok=True)
+        unlink(self, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", after_the_other)
+    segmentation().save(tmp_path)
+    assert "spleen.nii.gz" not in files_in(tmp_path)
+
+
+def test_an_old_mask_that_cannot_be_removed_is_an_error(tmp_path, monkeypatch):
+    """Better no result than a stale one that looks like a result."""
+    from pathlib import Path
+
+    (tmp_path / "spleen.nii.gz").touch()
+
+    def refuse(self: Path, missing_ok: bool = False) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(OutputError, match=r"spleen\.nii\.gz.*Permission denied"):
+        segmentation().save(tmp_path)

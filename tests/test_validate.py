@@ -1,0 +1,85 @@
+"""Facts about validation: held-out cases are scored through the whole chain, and only where they are annotated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from clseg.catalogue import Catalogue
+from clseg.io.files import read
+from clseg.recipe import Recipe
+from clseg.segmentation import Segmentation
+from clseg.training import validate as validation
+from clseg.training.validate import validate
+from tests.small_dataset import SCANS, scan, tiny_recipe
+
+Masks = dict[str, np.ndarray]
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Recipe:
+    return tiny_recipe(tmp_path)
+
+
+@pytest.fixture
+def answer(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Masks], Masks]], list[dict]]:
+    """Puts a segmenter that knows the truth, and may spoil it, in the place of the network; returns its calls."""
+
+    def install(spoil: Callable[[Masks], Masks]) -> list[dict]:
+        calls: list[dict] = []
+
+        def segment(image: Path, **options: object) -> Segmentation:
+            calls.append({"case": image.parent.name, **options})
+            masks = spoil(dict(scan(image.parent.name)[1]))
+            wanted = tuple(a for a in Catalogue.builtin().anatomies if a.name in masks)
+            layers = tuple(np.where(masks[a.name], a.id, 0).astype(np.uint16) for a in wanted)
+            return Segmentation(read(image), layers, wanted)
+
+        monkeypatch.setattr(validation, "segment", segment)
+        return calls
+
+    return install
+
+
+def test_a_perfect_answer_scores_one(recipe: Recipe, answer: Callable) -> None:
+    """Every annotated structure of every training case has Dice 1 and no distance; unannotated ones are not scored."""
+    answer(lambda masks: masks)
+    results = validate(recipe, split="train")
+    assert {case: set(scores) for case, scores in results.items()} == {
+        "a": {"lung_left", "lung_right", "liver"},
+        "b": {"lung_left", "lung_right", "skeleton", "body"},
+    }
+    assert all((s.dice, s.hd95_mm) == (1, 0) for scores in results.values() for s in scores.values())
+
+
+def test_dice_by_hand(recipe: Recipe, answer: Callable) -> None:
+    """Half of the body missed: 2·|P| / (|P| + |R|) with P the half that was found."""
+
+    def lower_half(masks: Masks) -> Masks:
+        masks["body"] = masks["body"].copy()
+        masks["body"][:, :, 24:] = False
+        return masks
+
+    answer(lower_half)
+    found, whole = scan("c")[1]["body"][:, :, :24].sum(), scan("c")[1]["body"].sum()
+    scores = validate(recipe)
+    assert list(scores) == ["c"]
+    assert scores["c"]["body"].dice == pytest.approx(2 * found / (found + whole))
+    assert set(scores["c"]) == {"body"}
+
+
+def test_a_structure_that_the_model_does_not_hold_is_not_scored(recipe: Recipe, answer: Callable) -> None:
+    """A model without the liver has no score for it; a case with nothing to score is left out."""
+    answer(lambda masks: {"liver": masks["liver"]})
+    assert {case: set(scores) for case, scores in validate(recipe, split="train").items()} == {"a": {"liver"}}
+
+
+def test_the_model_runs_as_a_user_runs_it(recipe: Recipe, answer: Callable) -> None:
+    """Each case of the split goes once through `segment`, with model and device as given, without the network."""
+    calls = answer(lambda masks: masks)
+    validate(replace(recipe, split="val"), split="train", model="tiny", device="cpu")
+    assert calls == [{"case": name, "model": "tiny", "device": "cpu", "offline": True} for name in SCANS[:2]]
