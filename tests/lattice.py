@@ -29,11 +29,12 @@ def world(volume: Volume) -> np.ndarray:
 
 
 def model_world(oriented: Volume, placement: Placement) -> np.ndarray:
-    """Voxel centres of the model's lattice in mm: concentric with the box that was cut from the oriented scan."""
-    middle = np.array([(part.start + part.stop - 1) / 2 for part in placement.box])
+    """Voxel centres of what is computed in mm: part of a lattice concentric with the oriented scan."""
+    middle = (np.array(oriented.shape) - 1) / 2
     centre_mm = oriented.affine[:3, :3] @ middle + oriented.affine[:3, 3]
     directions = oriented.affine[:3, :3] / np.linalg.norm(oriented.affine[:3, :3], axis=0)
-    steps = [(np.arange(n) - (n - 1) / 2) * s for n, s in zip(placement.shape, placement.spacing, strict=True)]
+    axes = zip(placement.lattice, placement.spacing, placement.box, strict=True)
+    steps = [((np.arange(n) - (n - 1) / 2) * s)[part] for n, s, part in axes]
     return np.stack(np.meshgrid(*steps, indexing="ij"), -1) @ directions.T + centre_mm
 
 

@@ -42,15 +42,27 @@ def test_the_ball_is_where_it_was(code, model):
     spacing=st.tuples(*[st.floats(0.5, 8.0)] * 3),
     target=st.tuples(*[st.floats(1.0, 6.0)] * 3),
 )
-def test_the_lattice_covers_the_box(shape, spacing, target):
-    """Everything that was cut out lies on the model's lattice, and the box lies in the scan."""
+def test_the_lattice_covers_the_scan(shape, spacing, target):
+    """The lattice is at least as long as the scan along every axis, and what is computed is part of it."""
     scan = Volume(np.full(shape, 40, np.int16), affine_of("LPS", shape, spacing))
     oriented, placement = place(scan, Grid("RAS", target, (16, 16, 16)))
     assert oriented.orientation == "RAS"
-    for part, n, m, s, t in zip(placement.box, oriented.shape, placement.shape, placement.box_spacing, target, strict=True):
-        assert 0 <= part.start < part.stop <= n
-        assert m * t >= (part.stop - part.start) * s - 2e-3 * t
+    for part, m, n, s, t in zip(placement.box, placement.lattice, oriented.shape, spacing, target, strict=True):
+        assert 0 <= part.start < part.stop <= m
+        assert m * t >= n * s - 2e-3 * t
     assert tuple(onto_grid(oriented.array, placement).shape) == placement.shape
+
+
+def test_the_lattice_does_not_depend_on_how_finely_the_scan_is_stored():
+    """The same body in voxels half as large: the model's voxels lie at the same places, up to which of them are computed."""
+    grid = Grid("RAS", (4.0, 4.0, 4.0), (16, 16, 16))
+    lattices = []
+    for shape, spacing in (((40, 44, 48), (3.0, 3.0, 3.0)), ((80, 88, 96), (1.5, 1.5, 1.5))):
+        oriented, placement = place(body("RAS", shape, spacing), grid)
+        places = model_world(oriented, placement)
+        lattices.append([places[:, 0, 0, 0] % 4.0, places[0, :, 0, 1] % 4.0, places[0, 0, :, 2] % 4.0])
+    for coarse, fine in zip(*lattices, strict=True):
+        np.testing.assert_allclose(coarse.mean(), fine.mean(), atol=1e-6)
 
 
 def test_air_around_the_body_is_cut_off():

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 from clseg.errors import TrainingError
 from clseg.recipe import Recipe, to_dict
+from clseg.training.average import Average
 from clseg.training.loop import Step
 from clseg.training.pretrain import Metrics, Reports, pretrain
 from clseg.training.state import read_average
@@ -128,6 +130,43 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
     assert without_seconds[0] == without_seconds[1]
 
 
+def test_whoever_listens_may_end_a_run(recipe: Recipe, tmp_path: Path) -> None:
+    """`stop` is asked after every step; True ends the run there with its state saved, and it goes on to the same bytes."""
+    straight = contents(pretrain(recipe, tmp_path / "straight"))
+    answers = iter([False, False, False, False, True])
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(recipe, tmp_path / "run", reports=Reports(stop=lambda: next(answers)))
+    assert done(tmp_path / "run") == 5
+    assert contents(pretrain(recipe, tmp_path / "run", resume=True)) == straight
+
+
+def test_ctrl_c_while_weights_change_falls_back(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interrupted between the fifth step's weights and their average, the state of iteration 3 stays; resumed, bytes agree."""
+    straight = contents(pretrain(recipe, tmp_path / "straight"))
+    update = Average.update
+
+    def interrupted(self: Average, network: torch.nn.Module, step: int) -> None:
+        if step == 4:
+            raise KeyboardInterrupt
+        update(self, network, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Average, "update", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(recipe, tmp_path / "run")
+    assert done(tmp_path / "run") == 3
+    assert contents(pretrain(recipe, tmp_path / "run", resume=True)) == straight
+
+
+def test_two_processes_never_train_in_one_folder(recipe: Recipe, tmp_path: Path) -> None:
+    """While another holds the folder a run is refused before anything is written there."""
+    run = tmp_path / "run"
+    run.mkdir()
+    with FileLock(run / ".lock"), pytest.raises(TrainingError, match="Another process is training"):
+        pretrain(recipe, run)
+    assert tree(run) == {}
+
+
 def test_resuming_a_finished_run_changes_nothing(recipe: Recipe, tmp_path: Path) -> None:
     """There is nothing left to do: the weights and metrics are written again as they were."""
     run = tmp_path / "run"
@@ -142,7 +181,7 @@ def test_resuming_what_was_never_started_starts_it(recipe: Recipe, tmp_path: Pat
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file() and p.name != ".lock"}
 
 
 def test_a_run_is_never_trained_over(recipe: Recipe, tmp_path: Path) -> None:

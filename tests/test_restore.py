@@ -80,7 +80,7 @@ def test_borders_are_smoother_than_by_nearest_neighbour(spacing):
 
 
 def _axes(placement: Placement):
-    return zip(placement.box_shape, placement.box_spacing, placement.shape, placement.spacing, strict=True)
+    return zip(placement.scan_shape, placement.scan_spacing, placement.lattice, placement.spacing, strict=True)
 
 
 def _nearest(n: int, s: float, m: int, t: float) -> np.ndarray:
@@ -94,7 +94,7 @@ def test_what_was_cropped_away_is_background():
     centre = np.array([40.0, -30.0, 20.0])
     scan = scan.like(np.where(inside_mm(world(scan), centre, 45) > 0, 40, -1000).astype(np.int16))
     oriented, placement = place(scan, MODEL)
-    assert np.prod(placement.box_shape) < 0.3 * scan.array.size
+    assert np.prod(placement.shape) < 0.3 * scan.array.size
     layer = soft_layer({LIVER: inside_mm(model_world(oriented, placement), centre, 35)})
     found = restore(layer, placement, scan) == LIVER
     assert dice(found, inside_mm(world(scan), centre, 35) > 0) > 0.97

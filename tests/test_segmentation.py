@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -135,6 +136,30 @@ def test_the_run_manifest_says_what_came_out(tmp_path):
     assert [stage["stage"] for stage in run["stages"]] == ["write", "statistics"]
 
 
+def test_a_run_manifest_means_that_all_is_there(tmp_path, monkeypatch):
+    """When a later run into the folder is interrupted, the manifest of the earlier one is gone."""
+    from clseg import segmentation as module
+
+    segmentation().save(tmp_path)
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "write_mask", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        segmentation().save(tmp_path)
+    assert "run.json" not in files_in(tmp_path)
+
+
+def test_saving_twice_times_each_once(tmp_path):
+    """The laps of one save do not pile up in the next."""
+    found = segmentation()
+    for name in ("a", "b"):
+        found.save(tmp_path / name)
+        stages = json.loads((tmp_path / name / "run.json").read_text())["stages"]
+        assert [stage["stage"] for stage in stages] == ["write"]
+
+
 def test_statistics_are_written_as_json_and_csv(tmp_path):
     """One entry and one row per wanted structure; what has no meaning is null, never 0."""
     segmentation().save(tmp_path, statistics=True)
@@ -201,8 +226,6 @@ def test_a_disk_too_full_is_told_before_anything_is_written(tmp_path, monkeypatc
 
 def test_two_runs_may_remove_the_same_old_mask(tmp_path, monkeypatch):
     """The other run was faster between looking and removing: nothing happens."""
-    from pathlib import Path
-
     (tmp_path / "spleen.nii.gz").touch()
     unlink = Path.unlink
 
@@ -217,12 +240,14 @@ def test_two_runs_may_remove_the_same_old_mask(tmp_path, monkeypatch):
 
 def test_an_old_mask_that_cannot_be_removed_is_an_error(tmp_path, monkeypatch):
     """Better no result than a stale one that looks like a result."""
-    from pathlib import Path
-
     (tmp_path / "spleen.nii.gz").touch()
 
+    unlink = Path.unlink
+
     def refuse(self: Path, missing_ok: bool = False) -> None:
-        raise PermissionError(13, "Permission denied")
+        if self.name == "spleen.nii.gz":
+            raise PermissionError(13, "Permission denied")
+        unlink(self, missing_ok)
 
     monkeypatch.setattr(Path, "unlink", refuse)
     with pytest.raises(OutputError, match=r"spleen\.nii\.gz.*Permission denied"):

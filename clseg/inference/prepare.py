@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ import numpy as np
 from clseg.network.spec import Grid, Intensity
 from clseg.spatial.crop import Box, body_box
 from clseg.spatial.orient import to_orientation
-from clseg.spatial.resample import covering_shape, resample
+from clseg.spatial.resample import axis_weights, covering_shape, interpolate
 from clseg.volume import Shape, Spacing, Volume
 
 if TYPE_CHECKING:
@@ -23,33 +24,56 @@ AIR_HU = -1024
 class Placement:
     """How an array on a model's grid lies in the scan it came from.
 
-    `box` cuts the scan after reorientation to `orientation`; the model's lattice
-    of `shape` × `spacing` mm is concentric with that box.
+    The scan, turned to `orientation`, has `scan_shape` voxels of `scan_spacing` mm.
+    A lattice of `spacing` mm that covers it is concentric with it, so that it does
+    not depend on how the scan is stored; `box` is the part of that lattice where
+    the body is, and what is computed.
     """
 
     orientation: str
-    box: Box
-    box_shape: Shape
-    box_spacing: Spacing
-    shape: Shape
+    scan_shape: Shape
+    scan_spacing: Spacing
+    lattice: Shape
     spacing: Spacing
+    box: Box
+
+    @property
+    def shape(self) -> Shape:
+        """Voxels of `box`."""
+        return tuple(part.stop - part.start for part in self.box)  # type: ignore[return-value]
+
+    @property
+    def inward(self) -> list[np.ndarray]:
+        """Per axis the weights (box voxels, scan voxels) that take the scan to the model's grid."""
+        axes = zip(self.scan_shape, self.scan_spacing, self.lattice, self.spacing, self.box, strict=True)
+        return [axis_weights(n, s, m, t)[part] for n, s, m, t, part in axes]
+
+    @property
+    def outward(self) -> list[np.ndarray]:
+        """Per axis the weights (scan voxels, box voxels) that take the model's grid to the scan; rows beyond the box sum to less than 1."""
+        axes = zip(self.scan_shape, self.scan_spacing, self.lattice, self.spacing, self.box, strict=True)
+        return [axis_weights(m, t, n, s)[:, part] for n, s, m, t, part in axes]
 
 
 def place(scan: Volume, grid: Grid) -> tuple[Volume, Placement]:
     """The scan in the model's orientation (a view) and where its body lies on the model's lattice."""
     oriented = to_orientation(scan, grid.orientation)
-    box = body_box(oriented.array, oriented.spacing)
-    box_shape: Shape = tuple(s.stop - s.start for s in box)  # type: ignore[assignment]
-    shape = covering_shape(box_shape, oriented.spacing, grid.spacing)
-    return oriented, Placement(grid.orientation, box, box_shape, oriented.spacing, shape, grid.spacing)
+    lattice = covering_shape(oriented.shape, oriented.spacing, grid.spacing)
+    body = body_box(oriented.array, oriented.spacing)
+    axes = zip(body, oriented.shape, oriented.spacing, lattice, grid.spacing, strict=True)
+    box = tuple(_on_lattice(part, n, s, m, t) for part, n, s, m, t in axes)
+    return oriented, Placement(grid.orientation, oriented.shape, oriented.spacing, lattice, grid.spacing, box)  # type: ignore[arg-type]
+
+
+def _on_lattice(part: slice, n: int, s: float, m: int, t: float) -> slice:
+    """The voxels of a lattice (`m` of `t` mm) that cover a part of a concentric axis (`n` of `s` mm)."""
+    first, last = ((edge - n / 2) * s / t + m / 2 for edge in (part.start, part.stop))
+    return slice(max(0, math.floor(first + 1e-3)), min(m, math.ceil(last - 1e-3)))
 
 
 def onto_grid(oriented: np.ndarray, placement: Placement, device: str = "cpu") -> torch.Tensor:
-    """An array in the model's orientation, cut and resampled to the model's lattice: float32 (x, y, z)."""
-    import torch
-
-    cut = np.ascontiguousarray(oriented[placement.box])
-    return resample(torch.from_numpy(cut).to(device), placement.box_spacing, placement.shape, placement.spacing)
+    """An array in the model's orientation, cut and resampled to the model's grid: float32 (x, y, z)."""
+    return interpolate(oriented, placement.inward, device)
 
 
 def normalise(hu: torch.Tensor, rule: Intensity) -> torch.Tensor:

@@ -8,13 +8,14 @@ elsewhere" is interpolated linearly, and the structure is where that is largest.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 
 from clseg.inference.merge import FULL, Layer
 from clseg.inference.prepare import Placement
 from clseg.spatial.orient import undo_orientation
-from clseg.spatial.resample import axis_weights
 from clseg.volume import Volume
 
 ROWS = 48  # slices of the scanner's grid at a time, which bounds memory
@@ -22,37 +23,23 @@ ROWS = 48  # slices of the scanner's grid at a time, which bounds memory
 
 def restore(layer: Layer, placement: Placement, like: Volume) -> np.ndarray:
     """The layer's ids on the grid of `like`, uint16, in Fortran order as NIfTI files are."""
-    inner = _to_box(layer, placement)
-    oriented_shape = _oriented_shape(like, placement)
-    whole = np.zeros(oriented_shape, np.uint16)
-    whole[placement.box] = inner
-    return np.asfortranarray(undo_orientation(whole, like, placement.orientation))
+    return np.asfortranarray(undo_orientation(_onto_scan(layer, placement), like, placement.orientation))
 
 
-def _oriented_shape(like: Volume, placement: Placement) -> tuple[int, ...]:
-    from clseg.spatial.orient import to_orientation
-
-    probe = np.broadcast_to(np.zeros((), np.uint8), like.shape)
-    return to_orientation(Volume(probe, like.affine), placement.orientation).shape
-
-
-def _to_box(layer: Layer, placement: Placement) -> np.ndarray:
-    """Ids on the lattice of the cut scan, in the model's orientation."""
+def _onto_scan(layer: Layer, placement: Placement) -> np.ndarray:
+    """Ids on the scan's voxels, in the model's orientation."""
     from scipy import ndimage
 
-    out = np.zeros(placement.box_shape, np.uint16)
+    out = np.zeros(placement.scan_shape, np.uint16)
     boxes = {i + 1: box for i, box in enumerate(ndimage.find_objects(layer.labels)) if box is not None}
     if not boxes:
         return out
-    weights = [
-        axis_weights(n, s, m, t)
-        for n, s, m, t in zip(placement.shape, placement.spacing, placement.box_shape, placement.box_spacing, strict=True)
-    ]
-    reach = [int(np.ceil(max(1.0, b / m))) for b, m in zip(placement.box_spacing, placement.spacing, strict=True)]
+    weights = placement.outward
+    reach = [math.ceil(max(1.0, s / t)) for s, t in zip(placement.scan_spacing, placement.spacing, strict=True)]
     boxes = {label: _grown(box, placement.shape, reach) for label, box in boxes.items()}
     union = _hull(list(boxes.values()))
-    for first in range(0, placement.box_shape[2], ROWS):
-        rows = slice(first, min(first + ROWS, placement.box_shape[2]))
+    for first in range(0, placement.scan_shape[2], ROWS):
+        rows = slice(first, min(first + ROWS, placement.scan_shape[2]))
         _fill_rows(out, layer, boxes, union, weights, rows)
     return out
 

@@ -8,6 +8,7 @@ and flipping an axis before or after gives the same numbers.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -38,20 +39,29 @@ def axis_weights(n_in: int, s_in: float, n_out: int, s_out: float) -> np.ndarray
 
 
 def resample(array: torch.Tensor, spacing: Spacing, shape: Shape, target: Spacing) -> torch.Tensor:
-    """`array` (x, y, z) with `spacing` mm on the concentric lattice of `shape` and `target` mm; float32.
+    """`array` (x, y, z) with `spacing` mm on the concentric lattice of `shape` and `target` mm; float32."""
+    axes = zip(array.shape, spacing, shape, target, strict=True)
+    return interpolate(array, [axis_weights(n, s, m, t) for n, s, m, t in axes])
 
-    The axis that shrinks most goes first, so that little is computed and little
-    memory is held.
+
+def interpolate(array: np.ndarray | torch.Tensor, weights: Sequence[np.ndarray], device: str | None = None) -> torch.Tensor:
+    """`weights[a]` (n_out, n_in) applied along every axis a of `array`; float32, on `device` (default: where it is).
+
+    Only what the weights look at is read.  The axis that shrinks most goes first,
+    so that little is computed and little memory is held; axes whose weights change
+    nothing are left alone.
     """
     import torch
 
-    out = array
-    order = sorted(range(3), key=lambda axis: shape[axis] / array.shape[axis])
-    for axis in order:
-        if shape[axis] == array.shape[axis] and spacing[axis] == target[axis]:
-            continue
-        weights = axis_weights(array.shape[axis], spacing[axis], shape[axis], target[axis])
-        out = _along(out.float(), torch.from_numpy(weights).to(array.device), axis)
+    used = [np.flatnonzero(w.any(axis=0)) for w in weights]
+    box = tuple(slice(int(u[0]), int(u[-1]) + 1) for u in used)
+    small = [w[:, part] for w, part in zip(weights, box, strict=True)]
+    cut = array[box]
+    out = torch.from_numpy(np.ascontiguousarray(cut)) if isinstance(cut, np.ndarray) else cut
+    out = out.to(device or out.device)
+    for axis in sorted(range(3), key=lambda a: small[a].shape[0] / small[a].shape[1]):
+        if not np.array_equal(small[axis], np.eye(len(small[axis]), dtype=np.float32)):
+            out = _along(out.float(), torch.from_numpy(np.ascontiguousarray(small[axis])).to(out.device), axis)
     return out.float()
 
 
