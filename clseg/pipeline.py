@@ -56,6 +56,7 @@ def segment(
     holders = listing.labels_of(model)
     catalogue = Catalogue.builtin().with_structures(holders)
     wanted = catalogue.select([roi] if isinstance(roi, str) else roi, among=holders)
+    device = _device(device, threads)
     assets = listing.assets_for(model, [a.name for a in wanted])
 
     with stopwatch.lap("read"), report.stage("Reading"):
@@ -66,7 +67,8 @@ def segment(
     straight = to_orthonormal(checked.volume) if checked.needs_orthonormal else checked.volume
 
     with stopwatch.lap("weights"), report.stage("Loading weights"):
-        network, device = _load(assets, fetch(assets, offline=offline), device, threads, report)
+        network = _load(assets, fetch(assets, offline=offline))
+    report.detail(f"{len(network.decoders)} decoders on {device}")
 
     layers, placement, unreachable = _infer(straight, network, wanted, catalogue, device, step, stopwatch, report)
 
@@ -87,21 +89,21 @@ def _read(image: Image) -> tuple[Volume, str | None]:
     return volume, sha256_of(image) if Path(image).is_file() else None
 
 
-def _load(
-    assets: Sequence[Asset], files: dict[str, Path], device: str, threads: int, report: Progress
-) -> tuple[Model, str]:
+def _device(wanted: str, threads: int) -> str:
     import torch
 
     from clseg.inference.engine import choose_device
-    from clseg.network.model import load_model
 
-    device = choose_device(device)
     if threads:
         torch.set_num_threads(threads)
+    return choose_device(wanted)
+
+
+def _load(assets: Sequence[Asset], files: dict[str, Path]) -> Model:
+    from clseg.network.model import load_model
+
     encoder = next(a.name for a in assets if a.kind == "encoder")
-    decoders = {a.name: files[a.name] for a in assets if a.kind == "decoder"}
-    report.detail(f"{len(decoders)} decoders on {device}, {torch.get_num_threads()} threads")
-    return load_model(files[encoder], decoders), device
+    return load_model(files[encoder], {a.name: files[a.name] for a in assets if a.kind == "decoder"})
 
 
 def _infer(

@@ -98,6 +98,7 @@ class AugmentRecipe:
 
     rotation_deg: float = 15.0
     scale: tuple[float, float] = (0.8, 1.25)
+    stretch: float = 0.08  # and each axis on its own by up to this share
     shift_hu: float = 30.0
     contrast: tuple[float, float] = (0.85, 1.15)
     noise_hu: float = 25.0
@@ -106,6 +107,7 @@ class AugmentRecipe:
     blur_probability: float = 0.2
     thick_slices_mm: tuple[float, float] = (4.0, 8.0)
     thick_slices_probability: float = 0.2
+    clear_outside: str = "body"  # the decoder beyond whose labels everything may be set to air
     clear_outside_probability: float = 0.3
 
 
@@ -243,6 +245,8 @@ def _check(recipe: Recipe) -> None:
         stride *= s
     if any(p % stride for p in recipe.grid.patch):
         raise RecipeError(f"The patch {recipe.grid.patch} must be divisible by the product of the strides, {stride}.")
+    if max(recipe.grid.patch) == stride:
+        raise RecipeError(f"The patch {recipe.grid.patch} must be larger than the product of the strides, {stride}.")
     if not recipe.decoder or not recipe.dataset:
         raise RecipeError("A recipe needs at least one [[decoder]] and one [[dataset]].")
     for kind, names in (("decoder", [d.name for d in recipe.decoder]), ("dataset", [d.name for d in recipe.dataset])):
@@ -267,5 +271,11 @@ def _check(recipe: Recipe) -> None:
         wrong = set(decoder.open_ends) - set(decoder.labels)
         if wrong or set(decoder.open_ends.values()) - {"inferior", "superior", "both"}:
             raise RecipeError(f"open_ends of decoder '{decoder.name}' must map its labels to inferior, superior or both.")
+    along_z = [d.name for d in recipe.decoder if d.open_ends] + [d.name for d in recipe.dataset if d.absent_above]
+    if along_z and not recipe.grid.orientation.endswith("S"):
+        raise RecipeError(
+            f"open_ends and absent_above (in '{along_z[0]}') need an orientation whose last axis points up, such as RAS, "
+            f"given {recipe.grid.orientation}."
+        )
     if recipe.optim.precision not in ("float32", "bfloat16"):
         raise RecipeError(f"optim.precision is float32 or bfloat16, given '{recipe.optim.precision}'.")

@@ -16,7 +16,7 @@ from hypothesis import settings
 SHARED = Path(__file__).parents[2] / "shared"
 TINY_LABELS = {"trunk": ("body",), "lungs": ("lung_left", "lung_right"), "abdomen": ("liver", "spleen")}
 
-settings.register_profile("clseg", deadline=None, derandomize=True)
+settings.register_profile("clseg", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("clseg")
 
 

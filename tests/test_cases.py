@@ -12,6 +12,7 @@ import pytest
 from clseg.errors import InputError, RecipeError
 from clseg.io.files import read
 from clseg.recipe import Recipe
+from clseg.spatial.orient import to_orientation
 from clseg.training.cases import Case, find_cases, read_masks
 from tests.small_dataset import scan, tiny_recipe, write_nifti
 
@@ -123,3 +124,11 @@ def test_a_mask_file_takes_the_place_of_the_label_map(recipe: Recipe) -> None:
     write_nifti(folder / "labels.nii.gz", masks["liver"].astype(np.uint8), ct)
     (folder / "labels.json").write_text(json.dumps({"skeleton": 1}))
     assert np.array_equal(masks_of(find_cases(recipe)[1])["skeleton"], masks["skeleton"])
+
+
+def test_labels_stored_in_another_axis_order_are_turned(recipe: Recipe) -> None:
+    """A mask that was saved as LPS annotates the same voxels of its RAS scan."""
+    ct, masks = scan("b")
+    turned = to_orientation(ct.like(masks["body"].astype(np.uint8)), "LPS")
+    write_nifti(recipe.folder / "dataset" / "b" / "body.nii.gz", np.ascontiguousarray(turned.array), turned)
+    assert np.array_equal(masks_of(find_cases(recipe)[1])["body"], masks["body"])

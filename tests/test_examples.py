@@ -199,19 +199,18 @@ def test_the_cache_is_used(recipe: Recipe, made: list[str]) -> None:
     assert made == ["a"]
 
 
-@pytest.mark.parametrize("change", ["decoder", "grid", "masks", "absent_above", "ct"])
+@pytest.mark.parametrize("change", ["decoder", "grid", "masks", "absent_above", "ct", "body"])
 def test_the_cache_is_not_used_when_the_example_would_differ(recipe: Recipe, made: list[str], change: str) -> None:
-    """Other decoders, another grid, other masks or rules and a CT that was written again make a new example."""
+    """Other decoders, another grid, other masks or rules and a CT or mask that was written again make a new example."""
     loaded(recipe, "b")
     other = {
         "decoder": lambda: with_decoder(recipe, 0, labels=("lung_right", "lung_left")),
         "grid": lambda: replace(recipe, grid=replace(recipe.grid, spacing_mm=(12.0, 6.0, 6.0))),
         "masks": lambda: with_dataset(recipe, 1, masks={"body": "body.nii.gz"}),
         "absent_above": lambda: with_dataset(recipe, 1, absent_above={"liver": "lung_left"}),
-        "ct": lambda: recipe,
-    }[change]()
-    if change == "ct":
-        os.utime(recipe.folder / "dataset" / "b" / "ct.nii.gz", ns=(1, 1))
+    }.get(change, lambda: recipe)()
+    if change in ("ct", "body"):
+        os.utime(recipe.folder / "dataset" / "b" / f"{change}.nii.gz", ns=(1, 1))
     loaded(other, "b")
     assert made == ["b", "b"]
 

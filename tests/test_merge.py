@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -60,9 +62,10 @@ def test_background_leaves_its_probability_for_the_border():
     assert (int(layer.labels[0, 0, 0]), int(layer.score[0, 0, 0])) == (0, round(0.6 * FULL))
 
 
-def test_the_least_sure_background_counts():
-    """Two decoders see nothing with 0.9 and 0.6: the doubt that is left is that of the second."""
-    layer = paint(canvas("liver", "spleen"), {"a": {"liver": [0.1]}, "b": {"spleen": [0.4]}}).layers[1]
+@pytest.mark.parametrize(("liver", "spleen"), [(0.1, 0.4), (0.4, 0.1)])
+def test_the_least_sure_background_counts(liver, spleen):
+    """Two decoders see nothing with 0.9 and 0.6, in either order: the doubt that is left is that of the less sure."""
+    layer = paint(canvas("liver", "spleen"), {"a": {"liver": [liver]}, "b": {"spleen": [spleen]}}).layers[1]
     assert int(layer.score[0, 0, 0]) == round(0.6 * FULL)
 
 
@@ -169,6 +172,12 @@ def test_a_tumour_and_its_host_overlap_and_the_tumour_lies_on_top(order, liver, 
     assert on_top(onto) == "gtv_liver"
 
 
+def test_a_tumour_and_a_part_of_its_host_overlap():
+    """A lung tumour may lie in a lobe of that lung, whoever is surer."""
+    onto = paint(canvas("lung_upper_lobe_left", "gtv_lung"), {"a": {"gtv_lung": [0.6]}, "b": {"lung_upper_lobe_left": [0.9]}})
+    assert found(onto) == {"lung_upper_lobe_left", "gtv_lung"}
+
+
 def test_a_tumour_competes_with_organs_it_does_not_grow_in():
     """A liver tumour with 0.6 in what is spleen with 0.9 is not there."""
     onto = paint(canvas("spleen", "gtv_liver"), {"a": {"gtv_liver": [0.6]}, "b": {"spleen": [0.9]}})
@@ -201,7 +210,7 @@ def test_painting_in_slabs_is_painting_at_once(seed, cuts):
     at_once, in_slabs = canvas(*WANTED, shape=(5, 4, 12)), canvas(*WANTED, shape=(5, 4, 12))
     at_once.paint(Slab(0, probabilities), DECODERS)
     edges = [0, *sorted(cuts), 12]
-    for low, high in zip(edges, edges[1:], strict=False):
+    for low, high in pairwise(edges):
         in_slabs.paint(Slab(low, {n: p[..., low:high] for n, p in probabilities.items()}), DECODERS)
     for depth in at_once.layers:
         np.testing.assert_array_equal(in_slabs.layers[depth].labels, at_once.layers[depth].labels)

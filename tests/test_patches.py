@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 from scipy.ndimage import binary_erosion
 
 from clseg.errors import TrainingError
-from clseg.recipe import AugmentRecipe, DatasetRecipe, DecoderRecipe, GridRecipe, IntensityRecipe, OptimRecipe, Recipe
+from clseg.recipe import (
+    AugmentRecipe,
+    DatasetRecipe,
+    DecoderRecipe,
+    EncoderRecipe,
+    GridRecipe,
+    IntensityRecipe,
+    OptimRecipe,
+    Recipe,
+)
 from clseg.training.examples import IGNORE, Example
 from clseg.training.patches import Patch, Patches
 
@@ -22,7 +31,7 @@ STAY = AugmentRecipe(
     shift_hu=0.0, contrast=(1.0, 1.0), noise_probability=0.0, blur_probability=0.0, thick_slices_probability=0.0, clear_outside_probability=0.0
 )  # fmt: skip
 TURN = replace(STAY, rotation_deg=30.0, scale=(0.8, 1.25))
-STRAIGHT = replace(STAY, rotation_deg=0.0, scale=(1.0, 1.0))
+STRAIGHT = replace(STAY, rotation_deg=0.0, scale=(1.0, 1.0), stretch=0.0)
 
 
 def recipe(augment: AugmentRecipe = TURN, *decoders: str, **optim: float) -> Recipe:
@@ -32,6 +41,7 @@ def recipe(augment: AugmentRecipe = TURN, *decoders: str, **optim: float) -> Rec
         decoder=tuple(DecoderRecipe(name, (f"{name}_1", f"{name}_2")) for name in decoders or ("d",)),
         dataset=(DatasetRecipe("one", "", ("*",)), DatasetRecipe("two", "", ("*",), weight=3.0)),
         seed=11,
+        encoder=EncoderRecipe(strides=(1, 2, 2, 2, 1)),
         grid=GridRecipe(patch=(PATCH,) * 3),
         intensity=IntensityRecipe(-2000.0, 2000.0, 0.0, 1.0),
         augment=augment,

@@ -66,7 +66,7 @@ sizes = st.tuples(*[st.integers(1, 20)] * 3)
 patches = st.tuples(*[st.integers(2, 9)] * 3)
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(shape=sizes, patch=patches, step=st.floats(0.1, 1.0), batch=st.integers(1, 5))
 def test_windows_and_slabs_give_the_answer_for_the_whole(shape, patch, step, batch):
     """For every shape (also smaller than the window), step and batch: the same probabilities as in one piece."""
@@ -76,7 +76,7 @@ def test_windows_and_slabs_give_the_answer_for_the_whole(shape, patch, step, bat
         torch.testing.assert_close(joined(slabs, name), whole(hu, name), atol=1e-5, rtol=1e-5)
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(shape=sizes, patch=patches, step=st.floats(0.1, 1.0))
 def test_slabs_come_in_order_without_gap_and_every_slice_once(shape, patch, step):
     """Every slab begins where the one before ended, the first at 0, the last ends at the top."""
@@ -172,6 +172,15 @@ def test_a_decoder_without_extent_never_runs():
     slabs = list(Predictor(engine)(hu, {"trunk": (0, 24), "lungs": None}))
     assert engine.windows["lungs"] == 0
     assert all(set(slab.probabilities) == {"trunk"} for slab in slabs)
+
+
+@pytest.mark.parametrize(("extent", "windows"), [((0, 8), 1), ((8, 16), 1), ((7, 9), 2), ((0, 24), 3), ((16, 24), 1)])
+def test_windows_that_only_border_on_an_extent_are_not_computed(extent, windows):
+    """Three windows side by side at 0, 8 and 16: an extent that ends where a window begins does not wake it."""
+    hu = noise((8, 8, 24))
+    engine = Pointwise((8, 8, 8))
+    list(Predictor(engine, step=1.0)(hu, {"trunk": (0, 24), "lungs": extent}))
+    assert engine.windows == {"trunk": 3, "lungs": windows}
 
 
 def test_no_decoder_at_all_gives_no_slabs():

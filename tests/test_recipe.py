@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -72,7 +73,7 @@ def test_to_dict_and_back() -> None:
     rate=st.floats(1e-6, 1.0),
     iterations=st.integers(1, 10**6),
     name=st.text(min_size=1),
-    patch=st.tuples(*[st.integers(1, 64).map(lambda n: 2 * n)] * 3),
+    patch=st.tuples(*[st.integers(2, 64).map(lambda n: 2 * n)] * 3),
     absent=st.lists(st.text()),
 )
 def test_any_values_survive_the_round_trip(rate: float, iterations: int, name: str, patch: tuple, absent: list) -> None:
@@ -190,3 +191,23 @@ def test_an_unreadable_file_is_one_sentence(tmp_path: Path, content: bytes | Non
     with pytest.raises(RecipeError, match=r"r\.toml") as caught:
         read_recipe(path)
     assert caught.value.exit_code == 2
+
+
+def test_a_patch_of_one_bottleneck_voxel_is_refused() -> None:
+    """Instance normalisation has nothing to normalise over where the bottleneck is a single voxel."""
+    plain = to_dict(tiny())
+    stride = int(np.prod(plain["encoder"]["strides"]))
+    plain["grid"]["patch"] = [stride] * 3
+    with pytest.raises(RecipeError, match="larger than the product of the strides"):
+        from_dict(plain, HERE)
+
+
+def test_rules_along_the_body_need_an_axis_along_the_body() -> None:
+    """open_ends speaks of inferior and superior, so the last axis must point up."""
+    plain = to_dict(tiny())
+    label = plain["decoder"][0]["labels"][0]
+    plain["decoder"][0]["open_ends"] = {label: "inferior"}
+    assert from_dict(plain, HERE).decoder[0].open_ends == {label: "inferior"}
+    plain["grid"]["orientation"] = "SAR"
+    with pytest.raises(RecipeError, match="last axis points up"):
+        from_dict(plain, HERE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from clseg.cli.console import INTERRUPTED
 from clseg.cli.demo import demo
 from clseg.cli.evaluate import evaluate
 from clseg.cli.rois import rois
@@ -22,5 +23,8 @@ for command in (demo, rois, evaluate, train, export):
 
 
 def main() -> None:
-    """Entry point of the `clseg` program."""
-    app(prog_name="clseg")
+    """Entry point of the `clseg` program; Ctrl-C before a command has begun ends as quietly as after."""
+    try:
+        app(prog_name="clseg")
+    except KeyboardInterrupt:
+        raise SystemExit(INTERRUPTED) from None

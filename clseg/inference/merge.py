@@ -52,6 +52,8 @@ class Canvas:
 
     def __post_init__(self) -> None:
         self._by_name = {a.name: a for a in self.wanted}
+        self._rank = np.zeros(max((a.id for a in self.wanted), default=0) + 1, np.intp)
+        self._rank[[a.id for a in self.wanted]] = np.arange(len(self.wanted))
         self._overlap = _overlaps(self.wanted, self.catalogue)
         for depth in sorted({self._depth(a) for a in self.wanted}):
             self.layers[depth] = Layer(np.zeros(self.shape, np.uint16), np.full(self.shape, FULL, np.uint8))
@@ -82,7 +84,8 @@ class Canvas:
             ids[channel + 1] = self._by_name[name].id
         labels = ids[winner.numpy()]
         if silent:
-            for name, quiet in silent.items():
+            for name in set(names) & set(silent):
+                quiet = silent[name]
                 labels[(labels == self._by_name[name].id) & quiet.numpy()] = 0
         for depth in {self._depth(self._by_name[name]) for name in names}:
             mine = [self._by_name[name].id for name in names if self._depth(self._by_name[name]) == depth]
@@ -110,7 +113,7 @@ class Canvas:
     def _rivals(self, new: np.ndarray, labels: np.ndarray, there: np.ndarray) -> np.ndarray:
         """Where new labels meet one that may not share a voxel with them."""
         met = new & (there > 0)
-        met[met] = ~self._overlap[labels[met], there[met]]
+        met[met] = ~self._overlap[self._rank[labels[met]], self._rank[there[met]]]
         return met
 
     def _depth(self, anatomy: Anatomy) -> int:
@@ -118,15 +121,14 @@ class Canvas:
 
 
 def _overlaps(wanted: Sequence[Anatomy], catalogue: Catalogue) -> np.ndarray:
-    """Table over catalogue ids: may these two share a voxel?"""
-    size = max((a.id for a in wanted), default=0) + 1
-    table = np.zeros((size, size), bool)
-    table[0, :] = table[:, 0] = True
-    for a in wanted:
-        for b in wanted:
-            guest = b.name in a.hosts or a.name in b.hosts
-            table[a.id, b.id] = guest or catalogue.related(a.name, b.name)
-    return table
+    """Table over `wanted`: may these two share a voxel?"""
+    return np.array([[_may_overlap(a, b, catalogue) for b in wanted] for a in wanted], bool).reshape(len(wanted), -1)
+
+
+def _may_overlap(a: Anatomy, b: Anatomy, catalogue: Catalogue) -> bool:
+    """A structure and its parts; a tumour and its host, the host's parts and what the host is part of."""
+    hosts = [(host, other.name) for one, other in ((a, b), (b, a)) for host in one.hosts]
+    return catalogue.related(a.name, b.name) or any(catalogue.related(host, other) for host, other in hosts)
 
 
 def _speakers(slab: Slab, labels: dict[str, tuple[str, ...]]) -> dict[str, dict[str, torch.Tensor]]:

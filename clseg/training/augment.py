@@ -21,7 +21,7 @@ def random_matrix(rng: np.random.Generator, rule: AugmentRecipe) -> np.ndarray:
         turn[i, j], turn[j, i] = -np.sin(angle), np.sin(angle)
         matrix = matrix @ turn
     common = np.exp(rng.uniform(*np.log(rule.scale)))
-    each = np.exp(rng.uniform(-0.08, 0.08, 3))
+    each = np.exp(rng.uniform(-rule.stretch, rule.stretch, 3))
     return matrix @ np.diag(common * each)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from clseg.errors import InputError, RecipeError
 from clseg.io.files import read
 from clseg.recipe import DatasetRecipe, Recipe
+from clseg.spatial.orient import to_orientation
 from clseg.volume import Volume
 
 
@@ -88,7 +89,8 @@ def _ids(path: Path) -> dict[str, int]:
 
 
 def _on_grid(path: Path, ct: Volume) -> np.ndarray:
-    volume = read(path)
+    """The label map's voxels in the axes of `ct`; axes may be stored in another order, but the grid must be the CT's."""
+    volume = to_orientation(read(path), ct.orientation)
     if not volume.same_grid(ct, tolerance_mm=0.5):
         raise InputError(f"The labels {path} do not lie on the grid of their CT: {volume.shape} against {ct.shape}.")
     return volume.array

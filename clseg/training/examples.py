@@ -56,12 +56,10 @@ def _key(case: Case, recipe: Recipe) -> str:
     parts = recipes.to_dict(recipe)
     facts = [
         case.name,
-        str(case.folder),
-        case.ct.stat().st_mtime_ns,
+        sorted((str(file), file.stat().st_mtime_ns) for file in case.folder.rglob("*") if file.is_file()),
         parts["grid"],
-        parts["decoder"],
-        case.dataset.masks,
-        case.dataset.absent_above,
+        [[d.name, d.labels, d.open_ends] for d in recipe.decoder],
+        [case.dataset.ct, case.dataset.labels, case.dataset.masks, case.dataset.absent_above],
     ]
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:24]
 

@@ -56,7 +56,8 @@ def list_in_manifest(path: Path, recipe: Recipe, files: dict[str, Path], *, sour
         for part, file in files.items()
     ]
     old = Manifest.read(path) if path.is_file() else Manifest((), ())
-    dropped = {a for model in old.models if model.name == name for a in model.assets}
+    kept = {a for model in old.models if model.name != name for a in model.assets}
+    dropped = {a for model in old.models if model.name == name for a in model.assets} - kept
     model = Model(name, recipe.description, recipe.licence, tuple(a.name for a in assets))
     manifest = Manifest(
         (*(m for m in old.models if m.name != name), model),

@@ -57,7 +57,8 @@ class Patches:
         decoders = self._decoders(example, rng)
         centre = self._centre(example, rng)
         hu, targets = self._cut(example, decoders, centre, random_matrix(rng, self.recipe.augment))
-        body = targets["body"] == 1 if "body" in targets else None
+        outline = targets.get(self.recipe.augment.clear_outside)
+        body = None if outline is None else (outline > 0) & (outline != IGNORE)
         hu = change_intensity(hu, body, rng, self.recipe.augment, self.recipe.grid.spacing_mm[2])
         image = normalise(hu, self.intensity)[None]
         return Patch(image, targets, {d: example.annotated[d] for d in decoders})

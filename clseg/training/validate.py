@@ -9,17 +9,19 @@ from clseg.recipe import Recipe
 from clseg.training.cases import Case, find_cases, read_masks
 
 
-def validate(recipe: Recipe, *, split: str = "val", model: str = "starter", device: str = "auto", report: Progress = SILENT) -> dict[str, dict[str, Scores]]:
+def validate(
+    recipe: Recipe, *, split: str = "val", model: str = "starter", device: str = "auto", report: Progress = SILENT
+) -> dict[str, dict[str, Scores]]:
     """Scores by case and structure, through the whole chain as a user runs it.
 
     Only structures that a case annotates are scored there: what is not labelled is
     unknown, not background.
     """
     cases = find_cases(recipe, split)
-    results = {}
+    results: dict[str, dict[str, Scores]] = {}
     with report.stage(f"Evaluating {split}", len(cases)) as advance:
         for case in cases:
-            results[case.name] = _score(case, recipe, model, device)
+            results.setdefault(case.name, {}).update(_score(case, recipe, model, device))
             advance(1)
     return {name: scores for name, scores in results.items() if scores}
 

@@ -1,0 +1,140 @@
+"""What the documents say can be typed and run."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer
+
+from clseg.cli.app import app
+from clseg.io.nifti import write_volume
+from clseg.phantom import small_phantom
+from clseg.volume import Volume
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "MODEL_CARD.md", "LOG.md")]
+DOCUMENTS += sorted((ROOT / "docs").glob("*.md"))
+WRITTEN = [document for document in DOCUMENTS if document.is_file()]
+ENDS = {"|", "||", "&&", ";", "&", ">", ">>", "<", "2>", "do", "done", "then", "fi", "(", ")"}
+
+
+def blocks(document: Path, language: str) -> list[str]:
+    """The code blocks of a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", document.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+
+
+def commands(block: str) -> Iterator[list[str]]:
+    """The words after `clseg` of every command in a shell block, loops and pipes taken apart."""
+    for line in block.replace("\\\n", " ").splitlines():
+        reader = shlex.shlex(line.removeprefix("$ "), posix=True, punctuation_chars=True)
+        reader.commenters = "#"
+        reader.whitespace_split = True
+        words: list[str] = []
+        for word in [*reader, ";"]:
+            if word in ENDS or set(word) <= set("|&;<>()"):
+                if words and os.path.basename(words[0]) == "clseg":
+                    yield words[1:]
+                words = []
+            else:
+                words.append(word)
+
+
+def typed() -> list[tuple[str, list[str]]]:
+    return [
+        (document.name, words) for document in WRITTEN for language in ("bash", "sh", "console") for b in blocks(document, language) for words in commands(b)
+    ]
+
+
+NOTHING = pytest.param(None, None, marks=pytest.mark.skip("no document shows such a command yet"))
+
+
+def shown_as(value: object) -> str:
+    """How a test of a command is called."""
+    return " ".join(value) if isinstance(value, list) else str(value)
+
+
+def parse(words: list[str]) -> None:
+    """Parse as the program would, without running anything; a wrong option raises."""
+    program = typer.main.get_command(app)
+    context = program.make_context("clseg", list(words))
+    rest = [*context._protected_args, *context.args] if hasattr(context, "_protected_args") else [*context.protected_args, *context.args]
+    if rest:
+        name, command, arguments = program.resolve_command(context, rest)
+        command.make_context(name, arguments, parent=context)
+
+
+def test_the_readers_of_blocks_read():
+    """Comments, loops, pipes, continued lines and paths are taken apart as a shell would."""
+    block = 'for f in *.nii; do\n  clseg -i "$f" -o "out/$f" -q\ndone\npip install . && .venv/bin/clseg demo # first\nclseg rois \\\n  --json | head > x\nls\n'
+    assert list(commands(block)) == [["-i", "$f", "-o", "out/$f", "-q"], ["demo"], ["rois", "--json"]]
+
+
+@pytest.mark.parametrize("words", [["--nonsense"], ["rois", "--nonsense"], ["segmnt"], ["--step", "7"]])
+def test_the_parser_refuses_what_the_program_refuses(words):
+    """So that a document that is wrong is noticed."""
+    with pytest.raises(Exception) as caught:  # noqa: PT011  (the class is typer's own, by the version)
+        parse(words)
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(("document", "words"), typed() or [NOTHING], ids=shown_as)
+def test_every_command_in_the_documents_exists(document, words):
+    """Every `clseg …` in a shell block is understood: subcommand, options and their values."""
+    parse(words)
+
+
+def test_the_readme_shows_commands():
+    """The reader finds how to run the main job and the demo."""
+    readme = ROOT / "README.md"
+    if not readme.is_file():
+        pytest.skip("there is no README.md yet")
+    shown = [words for name, words in typed() if name == "README.md"]
+    assert any({"-i", "-o"} <= set(words) for words in shown)
+    assert ["demo"] in [words[:1] for words in shown]
+    assert "not a medical device" in readme.read_text(encoding="utf-8").lower()
+
+
+@pytest.mark.parametrize(("document", "words"), [t for t in typed() if any(w.startswith("recipes/") for w in t[1])] or [NOTHING], ids=shown_as)
+def test_recipes_that_are_named_are_there(document, words):
+    """A recipe in a command can be read as one."""
+    from clseg.recipe import read_recipe
+
+    for word in words:
+        if word.startswith("recipes/"):
+            assert read_recipe(ROOT / word).name
+
+
+@pytest.mark.parametrize("document", WRITTEN, ids=lambda d: d.name)
+def test_links_into_the_repository_lead_somewhere(document):
+    """Every relative link and picture of a document exists."""
+    links = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", document.read_text(encoding="utf-8"))
+    local = [link for link in links if "://" not in link and not link.startswith("mailto:")]
+    assert [link for link in local if not (document.parent / link).exists()] == []
+
+
+def python_blocks() -> list[str]:
+    readme = ROOT / "README.md"
+    return [block for block in blocks(readme, "python") if "segment(" in block] if readme.is_file() else []
+
+
+@pytest.mark.parametrize("block", python_blocks() or [None], ids=lambda b: None if b is None else "README")
+def test_python_in_the_readme_runs(block, tiny_model, tmp_path, monkeypatch):
+    """The example works as it stands, with a small scan and a tiny model in place of the true ones."""
+    if block is None:
+        pytest.skip("there is no Python example in README.md yet")
+    from clseg import pipeline
+
+    tiny_model()
+    volume, _ = small_phantom()
+    write_volume(tmp_path / "ct.nii.gz", Volume(np.asfortranarray(volume.array[8:32, 4:24, 10:32]), volume.affine))
+    original = pipeline.segment
+    monkeypatch.setattr(pipeline, "segment", lambda image, **options: original(image, **{**options, "model": "tiny"}))
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block, "README.md", "exec"), {})
+    assert any(tmp_path.iterdir())
