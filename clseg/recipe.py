@@ -52,7 +52,8 @@ class DecoderRecipe:
 
     `open_ends` names structures that datasets contour only in part along z and the
     end at which they stop early ('inferior', 'superior' or 'both'): unlabelled
-    voxels beyond that end are left out of the loss.
+    voxels beyond that end are left out of the loss.  An `experimental` decoder is
+    listed under `<recipe name>_experimental`, so that nobody gets it by default.
     """
 
     name: str
@@ -61,6 +62,7 @@ class DecoderRecipe:
     kernels: tuple[int, ...] = (3, 3, 3, 1)
     convs: tuple[int, ...] = (2, 2, 2, 1)
     open_ends: dict[str, str] = field(default_factory=dict)
+    experimental: bool = False
 
 
 @dataclass(frozen=True)

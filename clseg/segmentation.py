@@ -16,6 +16,7 @@ from clseg.errors import OutputError, UnknownName
 from clseg.io.files import check_writable, prepare_folder, write_csv, write_json
 from clseg.io.nifti import write_mask
 from clseg.measure import Statistics, measure, to_json, to_rows
+from clseg.output import Output
 from clseg.stopwatch import Stopwatch
 from clseg.volume import Volume
 
@@ -81,8 +82,6 @@ class Segmentation:
         .nii.gz for one label map; statistics and `run.json` then take its name as
         prefix, so that a loop over scans never overwrites its own results.
         """
-        from clseg.output import Output
-
         place = Output.at(Path(output), multilabel)
         watch = Stopwatch(list(self.stopwatch.laps))
         prepare_folder(place.folder)
@@ -101,7 +100,7 @@ class Segmentation:
         write_json(run, self._run(files, watch))
         return files
 
-    def _save_masks(self, place: Any) -> list[Path]:
+    def _save_masks(self, place: Output) -> list[Path]:
         if place.multilabel:
             table = {a.id: (a.name, a.colour) for a in self.wanted}
             write_mask(place.multilabel, self.labels.array, self.scan, labels=table)
@@ -118,14 +117,14 @@ class Segmentation:
                 _remove(file)  # an empty structure must not keep the mask of an earlier run
         return files
 
-    def _save_statistics(self, place: Any) -> list[Path]:
+    def _save_statistics(self, place: Output) -> list[Path]:
         values = self.statistics()
         json_file, csv_file = place.beside("statistics.json"), place.beside("statistics.csv")
         write_json(json_file, to_json(values))
         write_csv(csv_file, *to_rows(values))
         return [json_file, csv_file]
 
-    def _save_preview(self, place: Any) -> Path:
+    def _save_preview(self, place: Output) -> Path:
         from clseg.report.preview import save_preview
 
         file = place.beside("preview.png")

@@ -218,3 +218,14 @@ def test_inference_works_without_the_training_code(home: Path) -> None:
     done = subprocess.run([sys.executable, "-c", WITHOUT_TRAINING], capture_output=True, text=True, env=environment, cwd=home)
     assert done.returncode == 0, done.stderr
     assert set(done.stdout.split()) == LABELS
+
+
+def test_an_experimental_decoder_is_not_part_of_the_model(recipe: Recipe, tmp_path: Path) -> None:
+    """It is listed beside it, with the encoder, under a name that says what it is."""
+    average = averaged(recipe)
+    first, *others = recipe.decoder
+    recipe = replace(recipe, decoder=(replace(first, experimental=True), *others))
+    manifest = list_in_manifest(tmp_path / "m.json", recipe, export(recipe, average, tmp_path / "w", done=1), sources="w/")
+    assert not set(first.labels) & set(manifest.labels_of("tiny"))
+    assert set(manifest.labels_of("tiny_experimental")) == set(first.labels)
+    assert [a.kind for a in manifest.assets_for("tiny_experimental", first.labels)] == ["encoder", "decoder"]

@@ -10,7 +10,6 @@ from clseg.catalogue import Anatomy
 from clseg.inference.merge import FULL, Layer
 
 SPECK_ML = 0.1  # pieces below this are noise on a 3 mm grid (about four voxels)
-SPECK_SHARE = 0.02  # and so are pieces below this share of the largest
 
 
 def clean(layer: Layer, anatomies: Iterable[Anatomy], voxel_mm3: float) -> None:
@@ -37,10 +36,8 @@ def _kept(mask: np.ndarray, single: bool, voxel_mm3: float) -> np.ndarray:
     pieces, count = cc3d.connected_components(mask.view(np.uint8), connectivity=26, return_N=True)
     sizes = np.bincount(pieces.ravel(), minlength=count + 1)
     sizes[0] = 0
-    largest = sizes.max()
     enough = sizes * voxel_mm3 >= SPECK_ML * 1000
-    enough &= sizes >= (largest if single else largest * SPECK_SHARE)
     enough[0] = False
-    if single and enough.any():  # of equally large pieces the first
-        enough[:] = np.arange(count + 1) == sizes.argmax()
+    if single:  # of equally large pieces the first
+        enough &= np.arange(count + 1) == sizes.argmax()
     return enough[pieces]

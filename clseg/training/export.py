@@ -37,34 +37,42 @@ def export_run(run: Path, folder: Path) -> tuple[Recipe, dict[str, Path]]:
 def list_in_manifest(path: Path, recipe: Recipe, files: dict[str, Path], *, sources: str) -> Manifest:
     """Enter exported files into the manifest at `path` as the model called like the recipe, replacing what it listed.
 
-    `sources` is what stands before a file's name in its source, e.g. `package:data/starter/`.
+    Experimental decoders are listed, with the encoder, under `<recipe name>_experimental`
+    instead.  `sources` is what stands before a file's name in its source, e.g.
+    `package:data/starter/`.
     """
-    name = recipe.name
-    labels = {decoder.name: decoder.labels for decoder in recipe.decoder}
-    assets = [
-        Asset(
-            name=f"{name}-{part}",
-            kind="decoder" if part in labels else "encoder",
-            file=f"{name}/{file.name}",
-            bytes=file.stat().st_size,
-            sha256=sha256_of(file),
-            licence=recipe.licence,
-            sources=(f"{sources}{file.name}",),
-            requires=(f"{name}-encoder",) if part in labels else (),
-            labels=labels.get(part, ()),
-        )
-        for part, file in files.items()
-    ]
+    assets = [_asset(recipe, part, file, sources) for part, file in files.items()]
+    tried = {f"{recipe.name}-{decoder.name}" for decoder in recipe.decoder if decoder.experimental}
+    models = [Model(recipe.name, recipe.description, recipe.licence, tuple(a.name for a in assets if a.name not in tried))]
+    if tried:
+        names = tuple(a.name for a in assets if a.kind == "encoder" or a.name in tried)
+        text = f"Decoders of '{recipe.name}' that are not good enough to rely on."
+        models.append(Model(f"{recipe.name}_experimental", text, recipe.licence, names))
+
     old = Manifest.read(path) if path.is_file() else Manifest((), ())
-    kept = {a for model in old.models if model.name != name for a in model.assets}
-    dropped = {a for model in old.models if model.name == name for a in model.assets} - kept
-    model = Model(name, recipe.description, recipe.licence, tuple(a.name for a in assets))
-    manifest = Manifest(
-        (*(m for m in old.models if m.name != name), model),
-        (*(a for a in old.assets if a.name not in dropped | set(model.assets)), *assets),
-    )
+    mine = {recipe.name, f"{recipe.name}_experimental"}
+    others = [model for model in old.models if model.name not in mine]
+    kept = {a for model in others for a in model.assets}
+    dropped = {a for model in old.models if model.name in mine for a in model.assets} - kept
+    dropped |= {a.name for a in assets}
+    manifest = Manifest((*others, *models), (*(a for a in old.assets if a.name not in dropped), *assets))
     manifest.write(path)
     return manifest
+
+
+def _asset(recipe: Recipe, part: str, file: Path, sources: str) -> Asset:
+    labels = {decoder.name: decoder.labels for decoder in recipe.decoder}
+    return Asset(
+        name=f"{recipe.name}-{part}",
+        kind="decoder" if part in labels else "encoder",
+        file=f"{recipe.name}/{file.name}",
+        bytes=file.stat().st_size,
+        sha256=sha256_of(file),
+        licence=recipe.licence,
+        sources=(f"{sources}{file.name}",),
+        requires=(f"{recipe.name}-encoder",) if part in labels else (),
+        labels=labels.get(part, ()),
+    )
 
 
 def export(recipe: Recipe, average: Average, folder: Path, *, done: int) -> dict[str, Path]:
