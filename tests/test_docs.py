@@ -130,7 +130,7 @@ def test_python_in_the_readme_runs(block, tiny_model, tmp_path, monkeypatch):
         pytest.skip("there is no Python example in README.md yet")
     from clseg import pipeline
 
-    tiny_model()
+    tiny_model({"chest": ("lung_left", "lung_right", "skeleton")})
     volume, _ = small_phantom()
     write_volume(tmp_path / "ct.nii.gz", Volume(np.asfortranarray(volume.array[8:32, 4:24, 10:32]), volume.affine))
     original = pipeline.segment
