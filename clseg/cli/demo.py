@@ -9,6 +9,7 @@ import typer
 
 from clseg.cli.console import Terminal, exit_codes
 from clseg.cli.segment import report, segment_and_save
+from clseg.errors import UsageError
 
 
 def demo(
@@ -25,8 +26,10 @@ def demo(
 
         prepare_folder(output)
         check_writable(output, 50_000_000)
-        scan, _ = phantom()
         ct = output / "ct.nii.gz"
+        if ct.exists() and not (output / "segmentation" / "run.json").exists():
+            raise UsageError(f"{ct} is there already and may be a real scan.", tip="Choose another folder with -o.")
+        scan, _ = phantom()
         write_volume(ct, scan)
         outputs = {"multilabel": False, "statistics": True, "preview": True}
         result = segment_and_save(ct, output / "segmentation", ["all"], terminal, {"device": device, "offline": True}, outputs)
