@@ -130,15 +130,14 @@ def _read_dicom_folder(folder: Path) -> Volume:
         names = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series[0])
         try:
             image = sitk.ReadImage(names)
-            if image.HasMetaDataKey("ITK_non_uniform_sampling_deviation"):
-                _refuse_gaps(names, folder)
+            _refuse_gaps(names, folder)
             return _from_itk(image, folder)
         except RuntimeError as error:
             raise InputError(f"The DICOM series in '{folder}' cannot be read: {_reason(error)}.") from error
 
 
 def _refuse_gaps(names: Sequence[str], folder: Path) -> None:
-    """InputError when slices of a series are missing or uneven by more than a tenth of their distance."""
+    """InputError when slices of a series lie askew, are missing or uneven by more than a tenth of their distance."""
     import SimpleITK as sitk
 
     reader = sitk.ImageFileReader()
@@ -148,6 +147,13 @@ def _refuse_gaps(names: Sequence[str], folder: Path) -> None:
         reader.ReadImageInformation()
         origins.append(reader.GetOrigin())
         normal = np.array(reader.GetDirection()).reshape(3, 3)[:, 2]
+    along = np.array(origins[-1]) - origins[0]
+    drift = np.linalg.norm(along - (along @ normal) * normal)
+    if drift > 1.0:  # ITK would straighten the axes and move the last slice by as much
+        raise InputError(
+            f"The slices of the DICOM series in '{folder}' are shifted by {drift:.1f} mm against each other (gantry tilt), expected a straight stack.",
+            tip="Convert it with dcm2niix, which corrects the tilt, and give the NIfTI file.",
+        )
     gaps = np.abs(np.diff(np.array(origins) @ normal))
     if gaps.size and np.abs(gaps - np.median(gaps)).max() > 0.1 * np.median(gaps):
         raise InputError(
