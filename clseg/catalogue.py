@@ -25,7 +25,8 @@ from clseg.errors import UnknownName, UsageError
 Colour = tuple[int, int, int]
 
 ROOT = "body"
-FIRST_CUSTOM_ID = 10001
+SPECK_ML = 0.1  # pieces below this are noise on a 3 mm grid (about four voxels), where the table says nothing else
+FIRST_CUSTOM_ID, LAST_CUSTOM_ID = 10001, 65000  # what fits a label map of 16 bits
 TIP = "`clseg rois` lists all structures and groups."
 
 GROUP_SYNONYMS = {
@@ -50,8 +51,11 @@ class Anatomy:
     `groups` begins with the group of the CL-Net paper.  `parent` is the smallest
     structure that contains this one, `partner` the same structure on the other
     side, `hosts` the organs a lesion grows in.  `single_component` is True where
-    keeping only the largest connected piece is safe.  `clnet` marks the 235
-    structures of CL-Net.  `snomed` is (SNOMED CT code, meaning) without side.
+    keeping only the largest connected piece is safe; of the others pieces below
+    `min_piece_ml` are noise.  `typical_ml` is about the volume in an adult, to one
+    or two digits: enough to say which of two structures is the smaller; 0 where
+    it is not known.  `clnet` marks the 235 structures of CL-Net.  `snomed` is
+    (SNOMED CT code, meaning) without side.
     """
 
     id: int
@@ -63,6 +67,8 @@ class Anatomy:
     partner: str | None = None
     hosts: tuple[str, ...] = ()
     single_component: bool = False
+    typical_ml: float = 0.0
+    min_piece_ml: float = SPECK_ML
     clnet: bool = False
     colour: Colour = (128, 174, 128)
     snomed: tuple[str, str] | None = None
@@ -145,22 +151,34 @@ class Catalogue:
         """True when `a` and `b` are the same or one contains the other: their masks may overlap."""
         return a == b or a in self.ancestors(b) or b in self.ancestors(a)
 
+    def grows_in(self, lesion: str, organ: str) -> bool:
+        """True when `organ` hosts the lesion, is part of its host or contains it."""
+        return any(self.related(host, organ) for host in self[lesion].hosts)
+
+    def may_overlap(self, a: str, b: str) -> bool:
+        """True for a structure and its parts, and for a lesion and what it grows in; all others exclude each other."""
+        return self.related(a, b) or self.grows_in(a, b) or self.grows_in(b, a)
+
     # --- growing and asking
 
     def with_structures(self, names: Iterable[str]) -> Catalogue:
         """A catalogue that also has these names, e.g. those of a decoder somebody trained.
 
-        Known names are left alone.  New ones get ids from 10001 up in the order
-        given, the group `custom`, `body` as parent and a colour that depends on
-        the name alone.  Raises UsageError for a name that cannot be asked for or
-        be a file name.
+        Known names are left alone.  New ones get the group `custom`, `body` as
+        parent, and an id from 10001 to 65000 and a colour that depend on the name
+        alone, so that they are the same in every model.  Should two names fall on
+        one id, the later in the alphabet takes another.  Raises UsageError for a
+        name that cannot be asked for or be a file name, and when no id is left.
         """
-        new = [name for name in dict.fromkeys(names) if name not in self]
+        new = sorted(name for name in dict.fromkeys(names) if name not in self)
         if not new:
             return self
-        first = max(FIRST_CUSTOM_ID, self.anatomies[-1].id + 1 if self.anatomies else 0)
-        parent = ROOT if ROOT in self else None
-        return Catalogue((*self, *(_custom(first + i, name, new, parent) for i, name in enumerate(new))))
+        parent, taken = ROOT if ROOT in self else None, set(self._by_id)
+        grown = []
+        for name in new:
+            grown.append(_custom(_custom_id(name, taken), name, new, parent))
+            taken.add(grown[-1].id)
+        return Catalogue((*self, *grown))
 
     def select(self, roi: Iterable[str], among: Iterable[str] | None = None) -> tuple[Anatomy, ...]:
         """The structures that `roi` asks for, in id order, each once.
@@ -343,6 +361,8 @@ def _anatomy(row: Mapping[str, str]) -> Anatomy:
         partner=row["partner"] or None,
         hosts=_list(row["host"]),
         single_component=row["single_component"] == "yes",
+        typical_ml=float(row["typical_ml"]),
+        min_piece_ml=float(row["min_piece_ml"] or SPECK_ML),
         clnet=row["clnet"] == "yes",
         colour=(int(row["red"]), int(row["green"]), int(row["blue"])),
         snomed=(row["snomed_code"], row["snomed_meaning"]) if row["snomed_code"] else None,
@@ -366,6 +386,20 @@ def _custom(id: int, name: str, new: list[str], parent: str | None) -> Anatomy:
         parent=parent,
         partner=partner if partner in new else None,
         colour=_colour(name),
+    )
+
+
+def _custom_id(name: str, taken: set[int]) -> int:
+    """The id that the name's sha256 falls on; the next free one where that is taken."""
+    count = LAST_CUSTOM_ID - FIRST_CUSTOM_ID + 1
+    first = int.from_bytes(sha256(name.encode()).digest()[:8], "big") % count
+    for step in range(count):
+        id = FIRST_CUSTOM_ID + (first + step) % count
+        if id not in taken:
+            return id
+    raise UsageError(
+        f"There is no id left for '{name}': all {count} from {FIRST_CUSTOM_ID} to {LAST_CUSTOM_ID} belong to other structures.",
+        tip="Use models with fewer structures of their own.",
     )
 
 

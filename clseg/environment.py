@@ -1,10 +1,13 @@
 """What the user's environment variables say; nothing else in `clseg` reads them.
 
-CLSEG_HOME         folder for downloaded weights and the user's own `weights_manifest.json`;
-                   without it the user's cache folder, e.g. ~/.cache/clseg
+CLSEG_HOME         folder for downloaded weights and for the user's own weights with their `weights_manifest.json`;
+                   without it downloads go to the user's cache folder, e.g. ~/.cache/clseg, and own weights,
+                   which nobody can download again, to the data folder, e.g. ~/.local/share/clseg
 CLSEG_OFFLINE      1, true, yes or on: never open a socket
 CLSEG_WEIGHTS_URL  a mirror, https://… or file:///…, holding every asset under its manifest `file` name;
                    it takes the place of the web addresses in the manifest
+
+WORLD_SIZE and LOCAL_RANK are set by torchrun, see `torchrun`.
 """
 
 from __future__ import annotations
@@ -22,28 +25,39 @@ _NO = ("", "0", "false", "no", "off")
 
 @dataclass(frozen=True)
 class Environment:
-    """The settings found; `mirror` is None when no mirror is set."""
+    """The settings found: where downloads and own weights lie; `mirror` is None when no mirror is set."""
 
     home: Path
+    own: Path
     offline: bool
     mirror: str | None
 
 
 def environment(variables: Mapping[str, str] = os.environ) -> Environment:
     """Read the variables named above, now; a CLSEG_OFFLINE that is neither yes nor no is a UsageError."""
+    home, own = _folders(variables.get("CLSEG_HOME", "").strip())
     return Environment(
-        home=_home(variables.get("CLSEG_HOME", "").strip()),
+        home=home,
+        own=own,
         offline=_flag("CLSEG_OFFLINE", variables.get("CLSEG_OFFLINE", "")),
         mirror=variables.get("CLSEG_WEIGHTS_URL", "").strip() or None,
     )
 
 
-def _home(given: str) -> Path:
-    if given:
-        return Path(given).expanduser().absolute()
-    from platformdirs import user_cache_dir
+def torchrun(variables: Mapping[str, str] = os.environ) -> tuple[int, int]:
+    """How many processes torchrun has started, and the number of this one on its machine; (1, 0) without torchrun."""
+    try:
+        return int(variables.get("WORLD_SIZE", "1")), int(variables.get("LOCAL_RANK", "0"))
+    except ValueError as error:
+        raise UsageError(f"WORLD_SIZE and LOCAL_RANK must be whole numbers, as torchrun sets them: {error}.") from error
 
-    return Path(user_cache_dir("clseg", appauthor=False))
+
+def _folders(given: str) -> tuple[Path, Path]:
+    if given:
+        return (Path(given).expanduser().absolute(),) * 2
+    from platformdirs import user_cache_dir, user_data_dir
+
+    return Path(user_cache_dir("clseg", appauthor=False)), Path(user_data_dir("clseg", appauthor=False))
 
 
 def _flag(name: str, given: str) -> bool:

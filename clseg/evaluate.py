@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -12,23 +13,35 @@ from clseg.errors import InputError
 from clseg.io.files import existing, read
 from clseg.io.labels import read_label_names
 from clseg.metrics import Scores, bootstrap_interval, score
+from clseg.progress import SILENT, Progress
 from clseg.volume import Volume
 
 HEADER = ["structure", "dice", "surface_dice_3mm", "hd95_mm", "reference_ml", "predicted_ml"]
 
 
-def evaluate(prediction: str | os.PathLike[str], reference: str | os.PathLike[str], *, tolerance_mm: float = 3.0) -> dict[str, Scores]:
-    """Scores of every structure that both sides name, in the reference's order.
+def evaluate(
+    prediction: str | os.PathLike[str],
+    reference: str | os.PathLike[str],
+    *,
+    tolerance_mm: float = 3.0,
+    report: Progress = SILENT,
+) -> dict[str, Scores]:
+    """Scores of every structure of the reference that the prediction was asked for, in the reference's order.
 
     Each side is a folder of `<structure>.nii.gz` masks or one label map with
-    embedded names or a `.labels.json`/`labels.json` beside it.  A structure of the
-    reference for which a folder of predictions has no file counts as predicted
-    empty.  Raises InputError when grids differ or nothing is in common.
+    embedded names or a `.labels.json`/`labels.json` beside it.  A label map names
+    what it was asked for, and so does the `run.json` of a folder; a structure that
+    was asked for and has no mask counts as predicted empty.  A folder without
+    run.json may have been asked for anything.  `report` is told which structures of
+    the reference were never asked for.  Raises InputError when grids differ or
+    nothing is in common.
     """
     theirs, ours = MaskSource.at(reference), MaskSource.at(prediction)
-    names = [name for name in theirs.names if name in ours.names or ours.is_folder]
+    names = [name for name in theirs.names if ours.asked_for(name)]
     if not names:
         raise InputError(f"{prediction} and {reference} have no structure in common.")
+    if left_out := [name for name in theirs.names if name not in names]:
+        report.warn(f"Not scored, as the prediction was never asked for them: {', '.join(left_out)}.")
     scores = {}
     for name in names:
         expected = theirs.mask(name)
@@ -47,8 +60,12 @@ class MaskSource:
 
     def __init__(self, files: Mapping[str, Path], labels: Volume | None, ids: Mapping[str, int], path: Path) -> None:
         self.names = tuple(files) or tuple(ids)
-        self.is_folder = labels is None
-        self._files, self._labels, self._ids, self._path = files, labels, ids, path
+        self._files, self._labels, self._ids = files, labels, ids
+        self._asked = frozenset(ids) if labels is not None else _asked(path)
+
+    def asked_for(self, name: str) -> bool:
+        """Whether this source says something about the structure, be it that there is none."""
+        return self._asked is None or name in self._asked
 
     @classmethod
     def at(cls, path: str | os.PathLike[str]) -> MaskSource:
@@ -75,6 +92,15 @@ class MaskSource:
         return volume.like(volume.array > 0)
 
 
+def _asked(folder: Path) -> frozenset[str] | None:
+    """What the run was asked for that filled the folder; None where no run.json of ours says so."""
+    try:
+        run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        return frozenset([*run["structures"], *run["empty"]])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def to_rows(scores: Mapping[str, Scores]) -> list[list[object]]:
     """One row per structure under HEADER; None where a number has no meaning."""
     return [
@@ -83,7 +109,16 @@ def to_rows(scores: Mapping[str, Scores]) -> list[list[object]]:
 
 
 def summarise(cases: Iterable[Mapping[str, Scores]]) -> dict[str, dict[str, object]]:
-    """Per structure over many cases: number of cases, mean Dice with its 95 % bootstrap interval, mean surface Dice and HD95."""
+    """Per structure over many cases, None where there is nothing to average.
+
+    | key             | meaning |
+    |-----------------|---------|
+    | `cases`         | cases with a Dice: the structure is in the prediction, the reference or both |
+    | `missed`        | those of them where one side is empty: Dice and surface Dice are 0, and there is no HD95 |
+    | `dice`          | mean over `cases`; `dice_interval` its 95 % bootstrap interval |
+    | `surface_dice`  | mean over `cases` |
+    | `hd95_mm`       | mean over the cases that were not missed |
+    """
     collected: dict[str, list[Scores]] = {}
     for case in cases:
         for name, scores in case.items():
@@ -94,7 +129,8 @@ def summarise(cases: Iterable[Mapping[str, Scores]]) -> dict[str, dict[str, obje
 def _summary(scores: list[Scores]) -> dict[str, object]:
     dice = [s.dice for s in scores if s.dice is not None]
     return {
-        "cases": len(scores),
+        "cases": len(dice),
+        "missed": sum(s.dice is not None and s.hd95_mm is None for s in scores),
         "dice": _mean(dice),
         "dice_interval": bootstrap_interval(dice) if dice else None,
         "surface_dice": _mean([s.surface_dice for s in scores if s.surface_dice is not None]),

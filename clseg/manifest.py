@@ -22,6 +22,7 @@ and is `merged` into it.  The file is JSON:
                   file:///srv/x.safetensors     elsewhere on this machine or a mounted share
                   https://host/x.safetensors    downloaded; http:// only from 127.0.0.0/8, localhost and [::1]
     requires  assets that must be loaded too: the encoder it was trained on, supporting decoders
+    replaces  older assets whose place this one takes in every model that lists both
 
 What must hold, or a WeightsError says which sentence is broken: no unknown or repeated keys; `requires` leads to listed
 assets and never in a circle; every decoder reaches an encoder, through `requires` or because its model lists exactly
@@ -52,7 +53,7 @@ FORMAT = 1
 KINDS = ("encoder", "bodypart", "decoder")  # in the order they are loaded
 
 _FACTS = ("kind", "file", "bytes", "sha256", "licence")  # the keys every asset has
-_LISTS = ("sources", "requires", "labels")  # the keys an asset may have
+_LISTS = ("sources", "requires", "labels", "replaces")  # the keys an asset may have
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -76,6 +77,7 @@ class Asset:
     sources: tuple[str, ...] = ()
     requires: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
+    replaces: tuple[str, ...] = ()
     folder: Path | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -92,7 +94,8 @@ class Asset:
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON object of this asset; its name is the key under which it is listed."""
-        return {key: getattr(self, key) for key in _FACTS} | {key: list(getattr(self, key)) for key in _LISTS}
+        lists = {key: list(getattr(self, key)) for key in _LISTS if key != "replaces" or self.replaces}
+        return {key: getattr(self, key) for key in _FACTS} | lists
 
 
 @dataclass(frozen=True)
@@ -189,10 +192,16 @@ class Manifest:
         """The asset called `name`; UnknownName offers the nearest."""
         return _named("asset", name, self._assets)
 
+    def listed(self, model: str) -> list[Asset]:
+        """The assets of a model in their order, without those that another of its assets replaces."""
+        assets = [self.asset(name) for name in self.model(model).assets]
+        replaced = {name for asset in assets for name in asset.replaces}
+        return [asset for asset in assets if asset.name not in replaced]
+
     def labels_of(self, model: str) -> dict[str, tuple[str, ...]]:
         """Every label of a model with the names of the decoders that hold it, in the manifest's order."""
         holders: dict[str, tuple[str, ...]] = {}
-        for asset in map(self.asset, self.model(model).assets):
+        for asset in self.listed(model):
             for label in asset.labels:
                 holders[label] = (*holders.get(label, ()), asset.name)
         return holders
@@ -207,7 +216,7 @@ class Manifest:
         if isinstance(structures, str):
             raise TypeError(f"structures is a collection of names, given the single text '{structures}'.")
         wanted = set(structures)
-        listed = [self.asset(name) for name in self.model(model).assets]
+        listed = self.listed(model)
         decoders = [asset for asset in listed if wanted.intersection(asset.labels)]
         if not decoders:
             return ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,8 +41,39 @@ class Output:
         """`statistics.json` → `statistics.json` in a folder, `x.statistics.json` beside x.nii.gz."""
         return self.folder / f"{self.prefix}{name}"
 
+    def mask(self, name: str) -> Path:
+        """The mask file of one structure."""
+        return self.folder / f"{name}.nii.gz"
+
+    @property
+    def reports(self) -> list[Path]:
+        """Everything that is not a mask, run.json last."""
+        return [self.beside(name) for name in ("statistics.json", "statistics.csv", "preview.png", "run.json")]
+
     def existing(self, names: list[str]) -> list[Path]:
-        """Results that a run for these structures would replace."""
-        masks = [self.multilabel, self.labels] if self.multilabel else [self.folder / f"{n}.nii.gz" for n in names]
-        others = [self.beside(n) for n in ("statistics.json", "statistics.csv", "preview.png", "run.json")]
-        return [file for file in (*masks, *others) if file is not None and file.exists()]
+        """Results that a run for these structures would replace or remove."""
+        masks = [self.multilabel, self.labels] if self.multilabel else [self.mask(name) for name in names]
+        return [file for file in dict.fromkeys((*masks, *self.reports, *self.stale(names))) if file.exists()]
+
+    def stale(self, names: list[str]) -> list[Path]:
+        """Files of an earlier run that would contradict a new one for these structures.
+
+        Its statistics, preview and run.json; its one label map beside new masks, or its
+        masks of these structures beside a new label map.  What else is in the folder may
+        be somebody's own: a label map counts only with its names beside it, masks only
+        where the earlier run.json lists them.
+        """
+        files = list(self.reports)
+        if not self.multilabel and self.labels.exists():
+            files += [self.folder / "segmentation.nii.gz", self.labels]
+        elif self.multilabel and not self.prefix:
+            files += [self.mask(name) for name in names if self.mask(name).name in self._listed()]
+        return [file for file in files if file.is_file()]
+
+    def _listed(self) -> list[str]:
+        """The files that an earlier run.json names; none where it is missing or somebody else's."""
+        try:
+            run = json.loads(self.beside("run.json").read_text(encoding="utf-8"))
+            return [name for name in run["files"] if isinstance(name, str)]
+        except (OSError, ValueError, KeyError, TypeError):
+            return []

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import clseg
 from clseg.catalogue import Anatomy, Catalogue
+from clseg.inference.device import check_spelling
 from clseg.io.check import check
 from clseg.io.files import read, sha256_of
 from clseg.manifest import Asset
@@ -56,7 +57,7 @@ def segment(
     holders = listing.labels_of(model)
     catalogue = Catalogue.builtin().with_structures(holders)
     wanted = catalogue.select([roi] if isinstance(roi, str) else roi, among=holders)
-    device = _device(device, threads)
+    check_spelling(device)
     assets = listing.assets_for(model, [a.name for a in wanted])
 
     with stopwatch.lap("read"), report.stage("Reading"):
@@ -64,13 +65,16 @@ def segment(
         checked = check(scan)
         for warning in checked.warnings:
             report.warn(warning)
+    device = _device(device, threads)  # brings torch, for which bad input need not wait
     straight = to_orthonormal(checked.volume) if checked.needs_orthonormal else checked.volume
 
     with stopwatch.lap("weights"), report.stage("Loading weights"):
-        network = _load(assets, fetch(assets, offline=offline))
-    report.detail(f"{len(network.decoders)} decoders on {device}")
+        files = fetch(assets, offline=offline)
+        network = _load(assets, files).answering({decoder for a in wanted for decoder in holders[a.name]})
+        pathological = _pathological(assets, files)
+    report.detail(f"{len(network.slices)} decoders on {device}")
 
-    layers, placement, unreachable = _infer(straight, network, wanted, catalogue, device, step, stopwatch, report)
+    layers, placement, unreachable = _infer(straight, network, wanted, catalogue, pathological, device, step, stopwatch, report)
 
     with stopwatch.lap("restore"), report.stage("Restoring", len(layers)) as advance:
         arrays = []
@@ -106,11 +110,20 @@ def _load(assets: Sequence[Asset], files: dict[str, Path]) -> Model:
     return load_model(files[encoder], {a.name: files[a.name] for a in assets if a.kind == "decoder"})
 
 
+def _pathological(assets: Sequence[Asset], files: dict[str, Path]) -> frozenset[str]:
+    """The decoders whose cards say that they were trained on pathological cases."""
+    from clseg.network.checkpoint import read_header
+
+    decoders = [a.name for a in assets if a.kind == "decoder"]
+    return frozenset(name for name in decoders if read_header(files[name])["card"].get("pathological") is True)
+
+
 def _infer(
     scan: Volume,
     network: Model,
     wanted: tuple[Anatomy, ...],
     catalogue: Catalogue,
+    pathological: frozenset[str],
     device: str,
     step: float,
     stopwatch: Stopwatch,
@@ -128,7 +141,7 @@ def _infer(
         oriented, placement = place(scan, network.spec.grid)
         hu = onto_grid(oriented.array, placement)
     reach = extents(network, placement.shape[2])
-    canvas = Canvas(placement.shape, wanted, catalogue)
+    canvas = Canvas(placement.shape, wanted, catalogue, placement.spacing, reach, pathological)
     labels = {name: decoder.spec.labels for name, decoder in network.decoders.items()}
 
     predictor = Predictor(Engine(network, device, notify=report.warn), step=step)
@@ -138,6 +151,7 @@ def _infer(
     with stopwatch.lap("segment"), report.stage("Segmenting", windows) as predictor.advance:
         for slab in predictor(hu, reach):
             canvas.paint(slab, labels)
+        canvas.finish()
 
     with stopwatch.lap("clean"), report.stage("Cleaning"):
         voxel_mm3 = placement.spacing[0] * placement.spacing[1] * placement.spacing[2]

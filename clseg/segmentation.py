@@ -65,8 +65,13 @@ class Segmentation:
     @cached_property
     def present(self) -> tuple[Anatomy, ...]:
         """The structures that have at least one voxel."""
-        ids = {int(i) for layer in self.layers for i in np.flatnonzero(np.bincount(layer.ravel(order="K")))}
-        return tuple(a for a in self.wanted if a.id in ids)
+        return tuple(a for a in self.wanted if self._voxels.get(a.id))
+
+    @cached_property
+    def _voxels(self) -> dict[int, int]:
+        """Number of voxels by id."""
+        counts = [np.bincount(layer.ravel(order="K")) for layer in self.layers]
+        return {int(i): int(count[i]) for count in counts for i in np.flatnonzero(count)}
 
     def statistics(self) -> dict[str, Statistics]:
         """Volume, HU, place and completeness of every wanted structure; see `clseg.measure`."""
@@ -77,17 +82,18 @@ class Segmentation:
     ) -> list[Path]:
         """Write everything and return the files, each of which appears whole or not at all.
 
-        `output` is a folder (one `<structure>.nii.gz` per structure found, or with
+        Statistics, a preview or a label map that an earlier run left there and this
+        one does not write are removed.  `output` is a folder (one `<structure>.nii.gz` per structure found, or with
         `multilabel` one `segmentation.nii.gz`), or a file name ending in .nii or
         .nii.gz for one label map; statistics and `run.json` then take its name as
         prefix, so that a loop over scans never overwrites its own results.
         """
         place = Output.at(Path(output), multilabel)
         watch = Stopwatch(list(self.stopwatch.laps))
-        prepare_folder(place.folder)
-        check_writable(place.folder, self._bytes_needed())
-        run = place.beside("run.json")
-        _remove(run)  # where it stands, the results beside it are complete
+        check_writable(prepare_folder(place.folder), self._bytes_needed(place))
+        run, stale = place.beside("run.json"), place.stale(list(self.names))
+        for file in (run, *stale):  # run.json first: where it stands, the results beside it are complete
+            _remove(file)
         with watch.lap("write"):
             files = self._save_masks(place)
         if statistics:
@@ -109,7 +115,7 @@ class Segmentation:
             return [place.multilabel, names]
         files = []
         for anatomy in self.wanted:
-            file = place.folder / f"{anatomy.name}.nii.gz"
+            file = place.mask(anatomy.name)
             if anatomy in self.present:
                 write_mask(file, self.mask(anatomy.name), self.scan)
                 files.append(file)
@@ -132,9 +138,15 @@ class Segmentation:
         save_preview(file, self.scan, self.layers, colours, names)
         return file
 
-    def _bytes_needed(self) -> int:
-        """A generous guess: masks compress to a few bits per voxel of their structures."""
-        return 2_000_000 + int(np.prod(self.scan.shape)) // 8
+    def _bytes_needed(self, place: Output) -> int:
+        """At most about this much will be written: nothing compresses a thousandfold, a structure to a few bits per voxel."""
+        size = self.scan.array.size
+        if place.multilabel and place.multilabel.suffix == ".nii":
+            masks = size * (1 if max(self.names.values(), default=0) < 256 else 2)
+        else:
+            files = 1 if place.multilabel else len(self.present)
+            masks = files * size // 900 + sum(self._voxels.values()) // 4
+        return 2_000_000 + masks  # the reports have room in two megabytes
 
     def _run(self, files: Sequence[Path], watch: Stopwatch) -> dict[str, Any]:
         """The run manifest: what came in, what was used, what came out."""

@@ -11,6 +11,8 @@ from clseg.errors import InputError
 Spacing = tuple[float, float, float]
 Shape = tuple[int, int, int]
 
+AIR_HU = -1024  # what stands where nothing was scanned
+
 
 @dataclass(frozen=True)
 class Header:

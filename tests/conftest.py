@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", "1")  # read by torch when it is first imported
@@ -46,6 +47,50 @@ def tiny_model(own_home: Path) -> Callable[..., Path]:
         return write_tiny_model(own_home, labels or TINY_LABELS, **options)  # type: ignore[arg-type]
 
     return build
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny dataset with a model that was trained on it, once for all tests."""
+    import torch
+
+    from tests.small_dataset import write_base_model
+
+    folder, threads = tmp_path_factory.mktemp("trained"), torch.get_num_threads()
+    write_base_model(folder, folder / "home")
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(False)
+    return folder
+
+
+@pytest.fixture
+def workplace(trained: Path, own_home: Path, tmp_path: Path) -> Iterator[Path]:
+    """A folder with `dataset`, `probe.nii.gz` and `runs`; this test's home holds the model "tiny" that knows the lungs.
+
+    Training sets torch's threads and denormals for the process; other tests shall not notice.
+    """
+    import torch
+
+    threads = torch.get_num_threads()
+    yield furnished(tmp_path, own_home, trained)
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(False)
+
+
+def furnished(folder: Path, home: Path, trained: Path) -> Path:
+    """`folder` with dataset, probe and runs; the trained model is copied into `home`."""
+    shutil.copytree(trained / "home", home, dirs_exist_ok=True)
+    (folder / "runs").mkdir()
+    for part in ("dataset", "probe.nii.gz", "runs/cache"):
+        (folder / part).symlink_to(trained / part)
+    return folder
+
+
+@pytest.fixture
+def without_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs draw no pictures, which take longer than tiny trainings."""
+    monkeypatch.setattr("clseg.report.curves.plot_curves", lambda *_, **__: None)
+    monkeypatch.setattr("clseg.training.prune_report.plot_curves", lambda *_, **__: None)
 
 
 def write_tiny_model(

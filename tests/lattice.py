@@ -6,7 +6,7 @@ from itertools import permutations, product
 
 import numpy as np
 
-from clseg.inference.merge import Layer
+from clseg.inference.merge import FAINT, FULL, HALF, Faint, Layer
 from clseg.inference.prepare import Placement
 from clseg.volume import Volume
 
@@ -53,9 +53,16 @@ def soft_layer(depths: dict[int, np.ndarray], softness_mm: float = 2.0) -> Layer
     probability = 1 / (1 + np.exp(-stack / softness_mm))
     background = 1 - 1 / (1 + np.exp(-stack.max(axis=0) / softness_mm))
     everything = np.concatenate([background[None], probability])
-    winner = everything.argmax(axis=0)
-    labels = ids[winner].astype(np.uint16)
-    return Layer(labels, np.round(everything.max(axis=0) * 255).astype(np.uint8))
+    labels = ids[everything.argmax(axis=0)].astype(np.uint16)
+    score = np.where(labels > 0, np.round(everything.max(axis=0) * FULL), 0).astype(np.uint8)
+    return Layer(labels, score, {i: [faint(labels, i, own)] for i, own in zip(ids[1:].tolist(), probability, strict=True)})
+
+
+def faint(labels: np.ndarray, number: int, probability: np.ndarray) -> Faint:
+    """Where a structure of a label map did not win, its probability as a Layer keeps it."""
+    value = np.minimum(np.round(probability * FULL), HALF).astype(np.uint8).ravel()
+    index = np.flatnonzero((labels.ravel() != number) & (value >= FAINT))
+    return Faint(index, value[index])
 
 
 def dice(a: np.ndarray, b: np.ndarray) -> float:

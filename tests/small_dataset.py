@@ -4,13 +4,14 @@
     dataset/b   mask files: body, skeleton and the lungs     (train)
     dataset/c   mask file: body                              (val)
 
-All scans are `small_phantom`s of 40 × 32 × 48 voxels of 6 mm.
+`write_base_model` trains what `learn`, `update` and `prune` start from.  All scans are `small_phantom`s of 40 × 32 × 48 voxels of 6 mm.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import nibabel as nib
 import numpy as np
 
 from clseg.phantom import small_phantom
-from clseg.recipe import Recipe, read_recipe
+from clseg.recipe import LearnRecipe, PruneRecipe, Recipe, UpdateRecipe, read_recipe
 from clseg.volume import Volume
 
 LABEL_IDS = {"lung_left": 3, "lung_right": 7, "liver": 9}
@@ -84,6 +85,81 @@ precision = "float32"
 checkpoint_every = 3
 """
 
+# what `learn`, `update` and `prune` have in common: six cheap steps, judged on what they learned from
+GROW = """
+name = "more"
+description = "A test."
+licence = "CC0-1.0"
+seed = 7
+threads = 1
+probe = "probe.nii.gz"
+
+[[dataset]]
+name = "mapped"
+index = "dataset/index.csv"
+cases = ["a"]
+
+[[dataset]]
+name = "masked"
+index = "dataset/index.csv"
+cases = ["b", "c"]
+masks = { body = "body.nii.gz", skeleton = "skeleton.nii.gz", lung_left = "lungs.nii.gz:1", lung_right = "lungs.nii.gz:2" }
+
+[optim]
+iterations = 6
+batch = 2
+rate = 0.02
+warmup = 2
+average = 0.5
+precision = "float32"
+checkpoint_every = 2
+
+[validation]
+split = "train"
+cases = 1
+"""
+
+LADDER = """
+[ladder]
+structured = [0.5]
+unstructured = [0.5, 0.9]
+multiple = [2]
+iterations = 2
+rate = 0.01
+recovery = 3
+allowed_loss = 1.0
+"""
+
+BODY = """
+[[decoder]]
+name = "body"
+labels = ["body"]
+widths = [8]
+kernels = [1]
+convs = [1]
+"""
+
+SOLID = """
+[[decoder]]
+name = "solid"
+labels = ["liver", "skeleton"]
+widths = [8]
+kernels = [3]
+convs = [1]
+supporters = ["lungs"]
+
+[support]
+iterations = 3
+"""
+
+OLD = """
+[[old]]
+name = "kept"
+index = "dataset/index.csv"
+cases = ["b"]
+masks = { lung_left = "lungs.nii.gz:1", lung_right = "lungs.nii.gz:2" }
+"""
+
 
 @lru_cache
 def scan(name: str) -> tuple[Volume, dict[str, np.ndarray]]:
@@ -110,6 +186,48 @@ def tiny_recipe(folder: Path, **optim: Any) -> Recipe:
     path = folder / "recipe.toml"
     recipe = read_recipe(path if path.is_file() else write_dataset(folder))
     return dataclasses.replace(recipe, optim=dataclasses.replace(recipe.optim, **optim))
+
+
+def write_base_model(folder: Path, home: Path) -> None:
+    """Train the decoder `lungs` on an encoder for a moment, and list both in `home` as the model "tiny"; the dataset is in `folder`.
+
+    A small part of scan c is written beside the dataset, for probes.
+    """
+    from clseg.training.export import list_in_manifest
+    from clseg.training.pretrain import pretrain
+
+    recipe = tiny_recipe(folder, iterations=30, rate=0.02, average=0.5, checkpoint_every=100)
+    recipe = dataclasses.replace(recipe, decoder=recipe.decoder[:1])
+    files = pretrain(recipe, folder / "runs" / "base")
+    (home / "tiny").mkdir(parents=True)
+    for file in files.values():
+        shutil.copy(file, home / "tiny")
+    list_in_manifest(home / "weights_manifest.json", recipe, files, sources="tiny/")
+    ct = scan("c")[0]
+    write_nifti(folder / "probe.nii.gz", np.asfortranarray(ct.array[8:32, 4:24, 12:36]), ct)
+
+
+def learn_recipe(folder: Path, *parts: str, **changes: Any) -> LearnRecipe:
+    """A recipe of `clseg learn` on the model "tiny", made of GROW and `parts`, with other values for whole fields."""
+    return dataclasses.replace(read_recipe(written(folder, GROW, 'model = "tiny"', *parts), LearnRecipe), **changes)
+
+
+def update_recipe(folder: Path, *parts: str, decoder: str = "lungs", **changes: Any) -> UpdateRecipe:
+    """A recipe of `clseg update` likewise."""
+    text = written(folder, GROW, f'model = "tiny"\ndecoder = "{decoder}"', *parts)
+    return dataclasses.replace(read_recipe(text, UpdateRecipe), **changes)
+
+
+def prune_recipe(folder: Path, *parts: str, **changes: Any) -> PruneRecipe:
+    """A recipe of `clseg prune` likewise."""
+    return dataclasses.replace(read_recipe(written(folder, GROW, "", *(parts or (LADDER,))), PruneRecipe), **changes)
+
+
+def written(folder: Path, start: str, keys: str, *parts: str) -> Path:
+    """The recipe as `grow.toml` in `folder`; `keys` stand before the first table."""
+    path = folder / "grow.toml"
+    path.write_text("\n".join([keys, start, *parts]), encoding="utf-8")
+    return path
 
 
 def write_nifti(path: Path, array: np.ndarray, like: Volume) -> None:

@@ -1,8 +1,9 @@
-"""Facts about random changes: what they may do to a patch, and that they never mirror it."""
+"""Facts about random changes: what they may do to a patch, and that they mirror it only when they may."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +11,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clseg.errors import RecipeError
 from clseg.recipe import AugmentRecipe
-from clseg.training.augment import AIR_HU, change_intensity, random_matrix
+from clseg.training.augment import change_intensity, in_voxels, maybe_mirrored, random_matrix
+from clseg.volume import AIR_HU
+from tests.small_dataset import tiny_recipe
 
 OFF = AugmentRecipe(
     rotation_deg=0.0,
@@ -45,6 +49,44 @@ def test_right_stays_right(seed: int, degrees: float) -> None:
     matrix = random_matrix(np.random.default_rng(seed), AugmentRecipe(rotation_deg=degrees, scale=(1.0, 1.0)))
     x = matrix[:, 0] / np.linalg.norm(matrix[:, 0])
     assert x[0] >= np.cos(np.radians(2 * degrees)) - 1e-9
+
+
+@given(st.integers(0, 2**32), st.tuples(*[st.floats(0.5, 8)] * 3))
+def test_a_turn_is_a_turn_in_mm(seed: int, spacing: tuple[float, float, float]) -> None:
+    """Two patch voxels as far apart in mm along different axes stay as far apart in the source, whatever the voxels' edges."""
+    turn = random_matrix(np.random.default_rng(seed), AugmentRecipe(rotation_deg=40.0, scale=(1.0, 1.0), stretch=0.0))
+    voxels = in_voxels(turn, spacing)
+    steps = np.diag(1 / np.array(spacing))  # 1 mm along every axis of the patch, in voxels
+    source_mm = np.array(spacing)[:, None] * (voxels @ steps)
+    assert np.allclose(source_mm.T @ source_mm, np.eye(3), atol=1e-9)
+
+
+def test_cubic_voxels_need_no_conversion() -> None:
+    """With equal edges the matrix is the same to the last bit, so that runs begun earlier draw the same patches."""
+    matrix = random_matrix(np.random.default_rng(3), AugmentRecipe())
+    assert np.array_equal(in_voxels(matrix, (3.0, 3.0, 3.0)), matrix)
+
+
+@pytest.mark.parametrize(("orientation", "axis"), [("RAS", 0), ("LPS", 0), ("SAR", 2)])
+def test_a_mirror_swaps_left_and_right_half_of_the_time(orientation: str, axis: int) -> None:
+    """Only the axis from side to side is turned round; without the knob nothing is, and no random number is used."""
+    rng = np.random.default_rng(0)
+    flips = [maybe_mirrored(np.eye(3), orientation, rng, replace(OFF, mirror=True)) for _ in range(200)]
+    signs = np.array([np.diag(one) for one in flips])
+    assert set(np.delete(signs, axis, 1).ravel()) == {1.0}
+    assert 70 < (signs[:, axis] < 0).sum() < 130
+    untouched = np.random.default_rng(0)
+    assert np.array_equal(maybe_mirrored(np.eye(3), orientation, untouched, OFF), np.eye(3))
+    assert untouched.random() == np.random.default_rng(0).random()
+
+
+def test_a_recipe_with_sides_may_not_mirror(tmp_path: Path) -> None:
+    """A flipped left lung would be called left on the right side; without sides the same knob is fine."""
+    plan = tiny_recipe(tmp_path)
+    mirror = replace(plan.augment, mirror=True)
+    with pytest.raises(RecipeError, match="'lung_left' has a side"):
+        replace(plan, augment=mirror)
+    assert replace(plan, augment=mirror, decoder=plan.decoder[1:]).augment.mirror
 
 
 def test_everything_off_changes_nothing() -> None:

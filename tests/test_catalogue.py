@@ -13,11 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clseg.catalogue import FIRST_CUSTOM_ID, Anatomy, Catalogue
+from clseg.catalogue import FIRST_CUSTOM_ID, LAST_CUSTOM_ID, SPECK_ML, Anatomy, Catalogue
 from clseg.errors import UnknownName, UsageError
 
 SHARED = Path(__file__).parents[2] / "shared"
 CATALOGUE = Catalogue.builtin()
+BOLUS, STENT_LEFT = 14636, 11051  # ids of a user's structures, which later versions must not change
 NAMES = [anatomy.name for anatomy in CATALOGUE]
 PAPER_DECODERS = {"body": 1, "head_neck": 28, "chest": 31, "abdomen": 19, "bone": 11, "lns": 2, "gtv": 9}
 
@@ -136,6 +137,24 @@ def test_tumours_know_their_host():
     assert all(anatomy.groups[0] == "gtv" or "cyst" in anatomy.name for anatomy in CATALOGUE if anatomy.hosts)
 
 
+def test_a_part_is_smaller_than_its_whole():
+    """Typical volumes agree with what contains what; every structure of the table has one, a user's own has none."""
+    assert all(CATALOGUE[anatomy.parent].typical_ml > anatomy.typical_ml > 0 for anatomy in CATALOGUE if anatomy.parent)
+    assert CATALOGUE.with_structures(["bolus"])["bolus"].typical_ml == 0
+
+
+def test_typical_volumes_of_some_organs():
+    """Adults: liver about 1.5 L, kidney 0.17 L, eye 8 mL; partners are about equal."""
+    assert [CATALOGUE[name].typical_ml for name in ("liver", "kidney_left", "eye_right")] == [1500, 170, 8]
+    ratios = [a.typical_ml / CATALOGUE[a.partner].typical_ml for a in CATALOGUE if a.partner]
+    assert 0.75 < min(ratios) <= max(ratios) < 1.35
+
+
+def test_pieces_of_the_body_are_larger_than_bits_of_couch():
+    """200 mL for the body, a speck for all others."""
+    assert {anatomy.name: anatomy.min_piece_ml for anatomy in CATALOGUE if anatomy.min_piece_ml != SPECK_ML} == {"body": 200.0}
+
+
 def test_cleaning_keeps_scattered_structures_whole():
     """Structures that may come in several pieces are not marked as single."""
     scattered = ("body", "skeleton", "aorta", "colon", "costal_cartilages", "gtv_liver", "lymph_node_station_chest_9")
@@ -192,6 +211,22 @@ def test_partners_are_mutual_and_on_opposite_sides(name: str):
         assert partner.partner == name
         assert {anatomy.side, partner.side} == {"left", "right"}
         assert partner.name == name.replace(anatomy.side, partner.side)
+
+
+def test_a_lesion_grows_in_its_host_and_what_belongs_to_it():
+    """A lung tumour may share a voxel with the lung, a lobe of it and the body, not with the liver; the liver's with the liver."""
+    assert all(CATALOGUE.grows_in("gtv_lung", organ) for organ in ("lung_left", "lung_upper_lobe_right", "body"))
+    assert not CATALOGUE.grows_in("gtv_lung", "liver")
+    assert not CATALOGUE.grows_in("lung_left", "gtv_lung")
+    assert CATALOGUE.may_overlap("lung_left", "gtv_lung")
+    assert not CATALOGUE.may_overlap("gtv_liver", "gtv_lung")
+
+
+@given(any_name, any_name)
+def test_who_may_share_a_voxel_is_mutual(a: str, b: str):
+    """Order does not matter; relatives always may."""
+    assert CATALOGUE.may_overlap(a, b) == CATALOGUE.may_overlap(b, a)
+    assert CATALOGUE.may_overlap(a, b) or not CATALOGUE.related(a, b)
 
 
 # --- what words select
@@ -399,24 +434,50 @@ def test_an_unknown_name_or_id_is_told_so():
         CATALOGUE.by_id(9999)
 
 
-def test_structures_of_a_user_get_ids_from_10001():
-    """New names follow in the order given; known names keep their rows."""
+def test_structures_of_a_user_join_the_catalogue():
+    """New names follow behind the known ones, which keep their rows."""
     grown = CATALOGUE.with_structures(["bolus", "liver", "stent_left", "stent_right", "bolus"])
-    assert [anatomy.name for anatomy in grown][len(CATALOGUE) :] == ["bolus", "stent_left", "stent_right"]
-    assert [grown[name].id for name in ("bolus", "stent_left", "stent_right")] == [10001, 10002, 10003]
+    assert {anatomy.name for anatomy in list(grown)[len(CATALOGUE) :]} == {"bolus", "stent_left", "stent_right"}
     assert grown["liver"] is CATALOGUE["liver"]
     assert grown["bolus"].groups == ("custom",)
     assert grown["bolus"].parent == "body"
     assert grown["stent_left"].partner == "stent_right"
-    assert [anatomy.name for anatomy in grown.select(["stents", "custom"])] == ["bolus", "stent_left", "stent_right"]
+    assert {anatomy.name for anatomy in grown.select(["stents", "custom"])} == {"bolus", "stent_left", "stent_right"}
     assert "bolus" not in CATALOGUE
 
 
 def test_a_structure_goes_before_a_group_of_its_name():
     """A model's own structure `pelvis` can be asked for; elsewhere the word is the group."""
     grown = CATALOGUE.with_structures(["pelvis", "tumour"])
-    assert [anatomy.name for anatomy in grown.select(["pelvis,tumours"])] == ["pelvis", "tumour"]
+    assert {anatomy.name for anatomy in grown.select(["pelvis,tumours"])} == {"pelvis", "tumour"}
     assert len(names("pelvis")) > 1
+
+
+def test_ids_of_a_user_are_written_into_files_and_stay():
+    """An id depends on the name alone: the same number in every model, in 16 bits, from one version to the next."""
+    assert [CATALOGUE.with_structures([name])[name].id for name in ("bolus", "stent_left")] == [BOLUS, STENT_LEFT]
+    together = CATALOGUE.with_structures(["zebra", "stent_left", "bolus", "ahead"])
+    assert (together["bolus"].id, together["stent_left"].id) == (BOLUS, STENT_LEFT)
+
+
+@given(st.lists(st.text("abcdefgh_", min_size=1, max_size=8), min_size=1, max_size=30), st.randoms())
+def test_ids_of_a_user_do_not_depend_on_the_order(new: list[str], random):
+    """However the names of a model are listed, every name has the same id, 10001 to 65000, and no two share one."""
+    shuffled = random.sample(new, len(new))
+    one, other = (CATALOGUE.with_structures(given) for given in (new, shuffled))
+    assert one == other
+    assert all(FIRST_CUSTOM_ID <= one[name].id <= LAST_CUSTOM_ID < 2**16 for name in new if name not in CATALOGUE)
+
+
+def test_names_that_fall_on_one_id_take_different_ones(monkeypatch):
+    """With three ids for three names all are used, whatever they fall on, the same in any order; a fourth is refused."""
+    monkeypatch.setattr("clseg.catalogue.LAST_CUSTOM_ID", FIRST_CUSTOM_ID + 2)
+    new = ["one", "two", "three"]
+    grown = CATALOGUE.with_structures(new)
+    assert sorted(grown[name].id for name in new) == [FIRST_CUSTOM_ID, FIRST_CUSTOM_ID + 1, FIRST_CUSTOM_ID + 2]
+    assert CATALOGUE.with_structures(reversed(new)) == grown
+    with pytest.raises(UsageError, match="no id left for 'four': all 3 from 10001 to 10003"):
+        grown.with_structures(["four"])
 
 
 @given(st.lists(st.text("abcxyz_", min_size=1, max_size=8), max_size=5))

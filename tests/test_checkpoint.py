@@ -12,7 +12,16 @@ import torch
 from safetensors.torch import save as to_bytes
 
 from clseg.errors import OutputError, WeightsError
-from clseg.network.checkpoint import Checkpoint, build_decoder, build_encoder, fingerprint, load, read_header, save
+from clseg.network.checkpoint import (
+    Checkpoint,
+    build_decoder,
+    build_encoder,
+    fingerprint,
+    load,
+    read_header,
+    save,
+    supporter,
+)
 from clseg.network.decoder import Decoder
 from clseg.network.encoder import Encoder
 from clseg.network.spec import DecoderSpec, EncoderSpec, Grid, Intensity, Level, Stage, to_dict
@@ -101,6 +110,26 @@ def test_the_fingerprint_is_of_the_content(encoder: Checkpoint) -> None:
     assert key not in {fingerprint(t, s) for t, s in others}
 
 
+def test_fingerprints_stay_what_they_were() -> None:
+    """A decoder of version 0.1 keeps the fingerprint that it had then."""
+    tensors = {"heads.0.weight": torch.arange(6).float().view(2, 3), "b": torch.tensor(0.5).half()}
+    assert fingerprint(tensors, DECODER) == "99a8ca6d484efedf664ca5a3ad935a323a8e5a2ee29c72f5909e772b25ef20f8"
+
+
+def test_bfloat16_has_a_fingerprint(encoder: Checkpoint) -> None:
+    """A precision that numpy does not know is fingerprinted by its bits, too."""
+    rounded = {name: tensor.bfloat16() for name, tensor in encoder.tensors.items()}
+    assert fingerprint(rounded, ENCODER) == fingerprint({k: v.clone() for k, v in rounded.items()}, ENCODER) != fingerprint(encoder.tensors, ENCODER)
+
+
+def test_a_supporter_is_named_by_its_content(encoder: Checkpoint, decoder: Checkpoint) -> None:
+    """Name, labels and fingerprint of a decoder; an encoder supports nobody."""
+    named = supporter("abdomen", decoder)
+    assert (named.name, named.labels, named.fingerprint) == ("abdomen", ("liver", "spleen"), fingerprint(decoder.tensors, DECODER))
+    with pytest.raises(WeightsError, match="Only a decoder can support"):
+        supporter("root", encoder)
+
+
 def test_half_precision_is_stored_and_computed_in_single(encoder: Checkpoint, tmp_path: Path) -> None:
     """fp16 tensors stay fp16 in file and memory, halve its size, and become float32 in the network."""
     save(tmp_path / "full", encoder)
@@ -160,7 +189,10 @@ def raw(**header: object) -> bytes:
         (to_bytes({"x": torch.zeros(1)}, metadata={"clseg": "{"}), "is not JSON"),
         (to_bytes({"x": torch.zeros(1)}, metadata={"clseg": "[]"}), "must be a JSON object"),
         (to_bytes({"x": torch.zeros(1)}, metadata={"clseg": '{"format": 1, "kind": "encoder"}'}), "lacks card, encoder"),
-        (raw(format=2), "has format 2, this version reads 1"),
+        (raw(format=3), "has format 3, this version reads 1 and 2"),
+        (raw(format=2), "lacks sparse"),
+        (raw(format=2, sparse=[]), "must be a JSON object"),
+        (raw(format=2, sparse={"y": {"shape": [1], "dtype": "float32"}}), "'y' must be stored as one mask and its values"),
         (raw(kind="bodypart"), "holds a 'bodypart'"),
         (raw(spec={}), "spec is not usable"),
         (raw()[:-1], "Cannot read the weights file"),

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from clseg.catalogue import Catalogue
 from clseg.inference.clean import clean
-from clseg.inference.merge import FULL, Layer
+from clseg.inference.merge import Layer
 
 CATALOGUE = Catalogue.builtin()
 LIVER, SPLEEN, SKELETON = (CATALOGUE[name] for name in ("liver", "spleen", "skeleton"))
@@ -73,6 +73,28 @@ def test_a_speck_is_less_than_a_tenth_of_a_millilitre(voxels, stays):
         assert count(onto, anatomy) == (voxels if stays else 0)
 
 
+@pytest.mark.parametrize(("voxels", "stays"), [(7407, False), (7408, True)])
+def test_a_piece_of_body_below_200_ml_is_couch(voxels, stays):
+    """The catalogue knows how small a piece of the body may be: 7408 voxels of 27 mm³ are 200 mL; two large pieces are trunk and arm."""
+    body = CATALOGUE["body"]
+    onto = layer((60, 30, 30))
+    block(onto, body, 0, 25)
+    block(onto, body, 26, 20)
+    onto.labels[50:].reshape(-1)[:voxels] = body.id
+    clean(onto, [body], VOXEL_MM3)
+    assert count(onto, body) == 25**3 + 20**3 + (voxels if stays else 0)
+
+
+@pytest.mark.parametrize(("voxels", "stays"), [(3, False), (4, True)])
+def test_the_body_of_a_thin_scan_stays(voxels, stays):
+    """Where there is no larger piece, even 4 voxels are the body; a speck is not."""
+    body = CATALOGUE["body"]
+    onto = layer()
+    onto.labels[5, 5, :voxels] = body.id
+    clean(onto, [body], VOXEL_MM3)
+    assert count(onto, body) == (voxels if stays else 0)
+
+
 def test_a_small_bone_beside_a_large_one_stays():
     """Of structures of many pieces nothing is measured against the largest: 19 voxels beside 1000 are a rib's end."""
     onto = layer((40, 30, 30))
@@ -101,13 +123,13 @@ def test_two_organs_that_touch_are_cleaned_apart():
     assert (count(onto, LIVER), count(onto, SPLEEN)) == (125, 64)
 
 
-def test_what_goes_becomes_certain_background():
-    """So that the border of a neighbour is not drawn towards it; every other score stays."""
+def test_what_goes_leaves_no_score():
+    """The voxel of a speck has neither id nor probability afterwards; every other score stays."""
     onto = layer()
     block(onto, LIVER, 0, 5)
     onto.labels[20, 10, 10] = LIVER.id
     clean(onto, [LIVER], VOXEL_MM3)
-    assert onto.score[20, 10, 10] == FULL
+    assert onto.score[20, 10, 10] == 0
     assert (np.delete(onto.score.ravel(), np.ravel_multi_index((20, 10, 10), onto.score.shape)) == 200).all()
 
 

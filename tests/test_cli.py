@@ -159,6 +159,22 @@ def test_the_run_manifest_holds_the_command_and_the_stages(tiny, ct, tmp_path, m
     assert all(stage["seconds"] >= 0 for stage in run["stages"])
 
 
+def test_what_was_not_found_and_what_was_not_looked_for_are_two_things(tmp_path, capsys):
+    """An absent spleen was looked for; a kidney beyond the scan was not."""
+    from clseg.catalogue import Catalogue
+    from clseg.cli.console import Terminal
+    from clseg.cli.segment import report
+    from clseg.segmentation import Segmentation
+
+    liver, spleen, kidney = (Catalogue.builtin()[name] for name in ("liver", "spleen", "kidney_left"))
+    layer = np.full((3, 3, 3), liver.id, np.uint16)
+    report(Segmentation(Volume(layer), (layer,), (spleen, kidney, liver), frozenset({"kidney_left"})), tmp_path, Terminal())
+    said = capsys.readouterr().err
+    assert "1 of 3 structures found" in said
+    assert "looked for and not found: spleen\n" in said
+    assert "not looked for, as the scan does not reach their part of the body: kidney_left\n" in said
+
+
 def test_quiet_says_nothing(tiny, ct, tmp_path):
     """-q: nothing on stdout, nothing on stderr, the masks are there."""
     result = call("-i", ct, "-o", tmp_path, "-m", "tiny", "-q")
@@ -308,10 +324,10 @@ class TestRefusals:
         """The same where the test may write everywhere: the refusal comes from the check before the run."""
         from clseg.io import files
 
-        def refuse(path: object) -> None:
+        def refuse(path: object, need_bytes: int) -> None:
             raise OutputError(f"'{path}' cannot be written: permission denied.")
 
-        monkeypatch.setattr(files, "prepare_folder", refuse)
+        monkeypatch.setattr(files, "check_writable", refuse)
         assert "permission denied" in refused(1, "-i", ct, "-o", tmp_path / "out", "-m", "tiny")
 
     def test_an_output_below_a_file(self, ct, tmp_path):
@@ -343,6 +359,54 @@ class TestRefusals:
         assert result.exit_code == 2
         assert words[0] in result.stderr
         assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["-i", "text.nii.gz"], 1),
+        (["-i", "picture.nii.gz"], 1),
+        (["-i", "nowhere.nii.gz"], 2),
+        (["-i", "text.nii.gz", "-d", "gpu"], 2),
+        (["-i", "text.nii.gz", "-d", "cuda:99"], 1),
+    ],
+)
+def test_bad_input_is_refused_before_torch_and_before_the_folder(tmp_path, words, code):
+    """A text file, a picture, nothing at all, a device that cannot be: torch is not imported, and no output folder is made."""
+    (tmp_path / "text.nii.gz").write_text("hello")
+    nib.save(nib.Nifti1Image(np.random.default_rng(0).integers(0, 255, (24, 24, 24)).astype(np.uint8), np.eye(4)), tmp_path / "picture.nii.gz")
+    program = "\n".join(
+        [
+            "import sys",
+            f"sys.argv = ['clseg', *{words!r}, '-o', 'deep/out', '-m', 'tiny']",
+            "from clseg.cli.app import main",
+            "try:",
+            "    main()",
+            "except SystemExit as end:",
+            "    print(end.code, 'torch' in sys.modules)",
+        ]
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert result.stdout.split() == [str(code), "False"], result.stderr
+    assert not (tmp_path / "deep").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        (["-i", "a", "rois"], "-i"),
+        (["--roi", "liver", "rois", "--json"], "-r"),
+        (["-q", "evaluate", "a", "b"], "-q"),
+        (["--no-overwrite", "demo"], "--overwrite"),
+        (["-m", "starter", "rois"], "-m"),
+    ],
+)
+def test_options_before_a_subcommand_are_refused(words, option):
+    """They would be dropped in silence, even where they say what is the default anyway."""
+    said = refused(2, *words)
+    assert said.startswith(f"{option} stands before '")
 
 
 @pytest.mark.usefixtures("tiny")
@@ -415,7 +479,7 @@ def test_ctrl_c_while_writing_leaves_no_half_file(tiny, ct, tmp_path, monkeypatc
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one process")
 def test_ctrl_c_during_a_run_leaves_nothing(tiny, tmp_path):
-    """A real process, interrupted while it segments: exit 130, no traceback, an empty folder."""
+    """A real process, interrupted while it segments: exit 130, no traceback, not even a folder."""
     volume, _ = small_phantom()
     write_volume(tmp_path / "ct.nii.gz", Volume(np.asfortranarray(volume.array.repeat(3, 0).repeat(3, 1).repeat(3, 2)), volume.affine))
     words = ["-i", tmp_path / "ct.nii.gz", "-o", tmp_path / "out", "-m", "tiny", "-v", "--step", "0.1"]
@@ -432,7 +496,7 @@ def test_ctrl_c_during_a_run_leaves_nothing(tiny, tmp_path):
     assert out == ""
     assert "Interrupted" in rest
     assert "Traceback" not in rest
-    assert names(tmp_path / "out") == set()
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
@@ -531,7 +595,7 @@ def test_training_refuses_a_recipe_that_is_none(tmp_path, monkeypatch, recipe):
     """Missing or not TOML: one sentence, exit 2 for a wrong recipe."""
     from clseg.cli import train
 
-    monkeypatch.setattr(train, "_keep_memory", lambda: None)
+    monkeypatch.setattr(train, "keep_memory", lambda: None)
     (tmp_path / "broken.toml").write_text("a = = b")
     result = call("train", tmp_path / recipe)
     assert result.exit_code == 2

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -103,11 +106,12 @@ def test_the_readme_shows_commands():
 @pytest.mark.parametrize(("document", "words"), [t for t in typed() if any(w.startswith("recipes/") for w in t[1])] or [NOTHING], ids=shown_as)
 def test_recipes_that_are_named_are_there(document, words):
     """A recipe in a command can be read as one."""
-    from clseg.recipe import read_recipe
+    from clseg.recipe import KINDS, Recipe, read_recipe
 
     for word in words:
         if word.startswith("recipes/"):
-            assert read_recipe(ROOT / word).name
+            kind = KINDS.get(words[words.index("--kind") + 1] if "--kind" in words else words[0], Recipe)
+            assert read_recipe(ROOT / word, kind).name
 
 
 @pytest.mark.parametrize("document", WRITTEN, ids=lambda d: d.name)
@@ -116,6 +120,44 @@ def test_links_into_the_repository_lead_somewhere(document):
     links = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", document.read_text(encoding="utf-8"))
     local = [link for link in links if "://" not in link and not link.startswith("mailto:")]
     assert [link for link in local if not (document.parent / link).exists()] == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_walk_through_learning_can_be_walked(shared: Path, tmp_path: Path):
+    """Every shell block of docs/learning.md runs as it stands and in its order, on recipes with few steps and a small probe."""
+    place = tmp_path / "clseg"
+    shutil.copytree(ROOT / "recipes", place / "recipes")
+    (tmp_path / "shared").symlink_to(shared)
+    volume, _ = small_phantom()
+    write_volume(place / "recipes" / "probe.nii.gz", volume)
+    for recipe in (place / "recipes").glob("*_*.toml"):
+        recipe.write_text(shortened(recipe.read_text()))
+    bin = tmp_path / "bin" / "clseg"
+    bin.parent.mkdir()
+    bin.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m clseg "$@"\n')
+    bin.chmod(0o755)
+    settings = {**os.environ, "PATH": f"{bin.parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "CLSEG_HOME": str(tmp_path / "home")}
+    shown = blocks(ROOT / "docs" / "learning.md", "sh")
+    assert len(shown) >= 7
+    told = ""
+    for block in shown:
+        done = subprocess.run(["bash", "-euo", "pipefail", "-c", block], cwd=place, env=settings, capture_output=True, text=True)
+        assert done.returncode == 0, f"{block}\n{done.stderr}"
+        told += done.stdout
+    assert told.count("0 voxels changed in") == 5
+    assert len(list((tmp_path / "home" / "models").glob("starter-*.card.json"))) == 5
+
+
+def shortened(text: str) -> str:
+    """A recipe with a handful of steps, one pruning rung where the decoder is trained already, and the small probe."""
+    text = re.sub(r"^iterations = \d+", "iterations = 3", text, flags=re.MULTILINE)
+    text = re.sub(r"^recovery = \d+", "recovery = 2", text, flags=re.MULTILINE)
+    rungs = "[0.4]" if 'name = "prune' in text else "[]"
+    text = re.sub(r"^structured = .*", f"structured = {rungs}", text, flags=re.MULTILINE)
+    text = re.sub(r"^unstructured = .*", "unstructured = []", text, flags=re.MULTILINE)
+    text = re.sub(r"^allowed_loss = .*", "allowed_loss = 1.0", text, flags=re.MULTILINE)
+    return text.replace("\nseed =", '\nprobe = "probe.nii.gz"\nthreads = 2\nseed =', 1)
 
 
 def python_blocks() -> list[str]:

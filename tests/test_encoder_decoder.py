@@ -56,6 +56,41 @@ def test_deep_logits_are_finest_first_and_the_first_is_the_answer() -> None:
     assert len(decoder.forward_deep(features, depth=1)) == 1
 
 
+def test_a_stage_may_read_some_of_the_skips_channels() -> None:
+    """With channels 1 and 4 of the skip: what a full stage says whose weights for the other channels are zero."""
+    spec = encoder_spec(ONE, TWO)
+    some, full = (Decoder(DecoderSpec((Stage(3, (5,), THREE, skip),), ("liver",)), spec) for skip in ((1, 4), None))
+    weights = some.state_dict()
+    wide = torch.zeros(5, 3 + 8, *THREE)
+    wide[:, [0, 1, 2, 3 + 1, 3 + 4]] = weights["convs.0.0.conv.weight"]
+    full.load_state_dict({**weights, "convs.0.0.conv.weight": wide})
+    features = [torch.randn(2, 8, 8, 8, 8), torch.randn(2, 12, 4, 4, 4)]
+    torch.testing.assert_close(some(features), full(features), atol=1e-5, rtol=1e-5)
+
+
+def test_all_of_the_skips_channels_cost_nothing() -> None:
+    """All, by name or by default, are the encoder's own tensor, not a copy; the choice is in the spec, not among the weights."""
+    spec = encoder_spec(ONE, TWO)
+    decoders = [Decoder(DecoderSpec((Stage(3, (5,), THREE, skip),), ("liver",)), spec) for skip in (None, tuple(range(8)), (0, 7))]
+    x = torch.zeros(1, 8, 2, 2, 2)
+    assert [decoder.skips[0](x) is x for decoder in decoders] == [True, True, False]
+    assert len({tuple(decoder.state_dict()) for decoder in decoders}) == 1
+
+
+def test_a_stage_may_read_no_skip_at_all() -> None:
+    """An empty choice: the answer does not depend on the finest features."""
+    spec = encoder_spec(ONE, TWO)
+    decoder = Decoder(DecoderSpec((Stage(3, (5,), THREE, ()),), ("liver",)), spec)
+    below = torch.randn(1, 12, 4, 4, 4)
+    assert torch.equal(decoder([torch.zeros(1, 8, 8, 8, 8), below]), decoder([torch.ones(1, 8, 8, 8, 8), below]))
+
+
+def test_a_channel_that_the_level_does_not_have_is_refused() -> None:
+    """The finest level has the channels 0 to 7."""
+    with pytest.raises(WeightsError, match=r"skip channel 8, the encoder's level has 8 \(0 to 7\)"):
+        Decoder(DecoderSpec((Stage(8, (8,), THREE, (0, 8)),), ("liver",)), encoder_spec(ONE, TWO))
+
+
 def activations(convs: int, last_activation: bool) -> list[bool]:
     """Which of the convolutions of a one-stage decoder are followed by LeakyReLU."""
     decoder = Decoder(DecoderSpec((Stage(8, (8,) * convs, THREE),), ("liver",), last_activation), encoder_spec(ONE, TWO))

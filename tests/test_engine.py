@@ -8,12 +8,15 @@ import pytest
 import torch
 
 from clseg.errors import UsageError
-from clseg.inference.engine import Engine, choose_device
+from clseg.inference import predictor
+from clseg.inference.engine import Engine, choose_device, main_memory
+from clseg.inference.predictor import Predictor
+from clseg.network.checkpoint import supporter
 from clseg.network.decoder import Decoder
 from clseg.network.encoder import Encoder
-from clseg.network.model import Model
+from clseg.network.model import Model, assemble
 from clseg.network.spec import DecoderSpec, EncoderSpec, Grid, Intensity, Level, Stage
-from tests.conftest import tiny_network
+from tests.conftest import TINY_LABELS, tiny_checkpoints, tiny_network
 
 ACCELERATOR = "cpu:0"  # torch's CPU by another name, so that the engine sees a device from which it can give way
 ALL = ["trunk", "lungs", "abdomen"]
@@ -68,6 +71,54 @@ def test_only_the_wanted_decoders_run():
     assert list(answers(engine, tiles(1), ["lungs"])) == ["lungs"]
 
 
+def supported_network() -> Model:
+    """The tiny network, where the lungs are supported by the trunk and the abdomen by both."""
+    root, parts = tiny_checkpoints(TINY_LABELS)
+    for name, helpers in {"lungs": ["trunk"], "abdomen": ["lungs", "trunk"]}.items():
+        spec = replace(parts[name].spec, supporters=tuple(supporter(helper, parts[helper]) for helper in helpers))
+        torch.manual_seed(len(helpers))
+        parts[name] = replace(parts[name], spec=spec, tensors=Decoder(spec, root.spec).state_dict())
+    return assemble(root, parts.items())
+
+
+def test_supporters_run_unasked_and_unheard():
+    """The abdomen alone is asked: trunk and lungs run once each for it and give no answer of their own."""
+    model = supported_network()
+    runs: list[str] = []
+    for name, decoder in model.decoders.items():
+        decoder.ups[0].register_forward_hook(lambda *_, name=name: runs.append(name))
+    found = answers(Engine(model, batch=4, notify=pytest.fail), tiles(4), ["abdomen"])
+    assert list(found) == ["abdomen"]
+    assert runs == ["trunk", "lungs", "abdomen"]
+    alone = dict(Engine(model, batch=4, notify=pytest.fail)(tiles(4), ALL))
+    assert torch.equal(found["abdomen"], alone["abdomen"])
+
+
+def test_a_decoder_answers_the_same_whether_it_supports_another_or_not():
+    """Trunk and lungs beside the abdomen they support: the bits of a model without it."""
+    model = supported_network()
+    smaller = replace(model, decoders={name: model.decoders[name] for name in ("trunk", "lungs")})
+    both = answers(Engine(model, batch=2, notify=pytest.fail), tiles(2))
+    before = answers(Engine(smaller, batch=2, notify=pytest.fail), tiles(2), ["trunk", "lungs"])
+    assert all(torch.equal(both[name], before[name]) for name in before)
+
+
+def test_supporters_run_wherever_the_decoder_they_support_does():
+    """The trunk's own range ends below the lungs' upper window, and there it supports them all the same."""
+    model = supported_network()
+    hu = torch.rand(16, 16, 32, generator=torch.Generator().manual_seed(0)) * 1000 - 500
+    engine = Engine(model, notify=pytest.fail)
+    runs: list[str] = []
+    model.decoders["trunk"].ups[0].register_forward_hook(lambda *_: runs.append("trunk"))
+    apart = list(Predictor(engine, step=1.0)(hu, {"trunk": (0, 16), "lungs": (0, 32)}))
+    assert len(runs) == 2
+    alone = list(Predictor(engine, step=1.0)(hu, {"trunk": None, "lungs": (0, 32)}))
+    assert all(set(slab.probabilities) == {"lungs"} for slab in alone)
+    for one, other in zip(apart, alone, strict=True):
+        assert torch.equal(one.probabilities["lungs"], other.probabilities["lungs"])
+    assert (torch.cat([slab.probabilities["trunk"] for slab in apart], -1)[0, ..., 16:] == 1).all()
+
+
 def test_windows_do_not_know_their_neighbours_in_the_batch():
     """Four windows at once give what each gives alone."""
     engine, _, _ = scarce_engine(holds=4)
@@ -117,6 +168,45 @@ def test_out_of_memory_on_the_cpu_is_raised():
     with pytest.raises(torch.OutOfMemoryError):
         answers(engine, tiles(1))
     assert told == []
+
+
+WORDS = [
+    "[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 800000000000 bytes. Error code 12 (Cannot allocate memory)",
+    "[enforce fail at alloc_cpu.cpp:80] data. DefaultCPUAllocator: not enough memory: you tried to allocate 800000000000 bytes.",
+]
+
+
+@pytest.mark.parametrize("words", WORDS)
+@pytest.mark.parametrize("device", ["cpu", ACCELERATOR])
+def test_main_memory_used_up_is_a_memory_error(words, device):
+    """torch raises a plain RuntimeError for it; there is nothing to give way to, whatever the device."""
+    engine, told, encoder = scarce_engine(holds=4, device=device)
+
+    def fail(*_):
+        raise RuntimeError(words)
+
+    encoder.encoder.register_forward_hook(fail)
+    with pytest.raises(MemoryError, match="DefaultCPUAllocator"):
+        answers(engine, tiles(1))
+    assert told == []
+
+
+def test_torchs_own_words_for_it_are_known():
+    """A tensor larger than any machine's memory: the words that this version of torch has for it."""
+    with pytest.raises(MemoryError), main_memory():
+        torch.empty(1 << 60, dtype=torch.uint8)
+
+
+def test_sums_too_large_for_main_memory_are_a_memory_error(monkeypatch):
+    """Not only the network needs memory: the predictor's sums do, too."""
+
+    def fail(*_):
+        raise RuntimeError(WORDS[0])
+
+    monkeypatch.setattr(predictor, "_Rolling", fail)
+    engine, _, _ = scarce_engine(holds=4)
+    with pytest.raises(MemoryError):
+        list(Predictor(engine)(torch.zeros(16, 16, 16), {"lungs": (0, 16)}))
 
 
 def replace_device(engine: Engine) -> Engine:

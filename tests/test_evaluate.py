@@ -11,6 +11,7 @@ from clseg.errors import ClsegError, InputError, UsageError
 from clseg.evaluate import HEADER, evaluate, summarise, to_rows
 from clseg.io.nifti import write_mask
 from clseg.metrics import Scores
+from clseg.progress import Progress
 from clseg.volume import Volume
 
 SHAPE = (20, 20, 20)
@@ -84,6 +85,43 @@ def test_a_mask_missing_from_a_folder_was_predicted_empty(tmp_path):
     assert (scores["spleen"].dice, scores["spleen"].hd95_mm, scores["spleen"].predicted_ml) == (0.0, None, 0.0)
 
 
+class Told(Progress):
+    """Notes what is said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def warn(self, text: str) -> None:
+        self.said.append(text)
+
+
+def test_what_a_run_was_never_asked_for_is_not_scored(tmp_path):
+    """run.json lists liver and, empty, spleen: both are scored; the kidney of the reference is left out, and that is said."""
+    ours = folder(tmp_path / "ours", liver=cube(5))
+    (ours / "run.json").write_text(json.dumps({"structures": ["liver"], "empty": ["spleen"]}))
+    told = Told()
+    scores = evaluate(ours, folder(tmp_path / "theirs", **MASKS, kidney_left=cube(0)), report=told)
+    assert {name: one.dice for name, one in scores.items()} == {"liver": 1.0, "spleen": 0.0}
+    assert told.said == ["Not scored, as the prediction was never asked for them: kidney_left."]
+
+
+def test_a_mask_of_an_earlier_run_is_not_part_of_this_one(tmp_path):
+    """spleen.nii.gz is there, but the run was asked for the liver alone."""
+    ours = folder(tmp_path / "ours", **MASKS)
+    (ours / "run.json").write_text(json.dumps({"structures": ["liver"], "empty": []}))
+    assert list(evaluate(ours, folder(tmp_path / "theirs", **MASKS))) == ["liver"]
+
+
+@pytest.mark.parametrize("content", ["not JSON", "[]", '{"structures": ["liver"]}'])
+def test_a_run_json_of_another_program_says_nothing(tmp_path, content):
+    """Then any structure may have been asked for, as without one, and nothing is left out."""
+    ours = folder(tmp_path / "ours", liver=cube(5))
+    (ours / "run.json").write_text(content)
+    told = Told()
+    assert list(evaluate(ours, folder(tmp_path / "theirs", **MASKS), report=told)) == list(MASKS)
+    assert told.said == []
+
+
 def test_a_name_missing_from_a_label_map_is_not_scored(tmp_path):
     """A label map names all it was asked for; what it does not name it never looked for."""
     scores = evaluate(label_map(tmp_path / "ours.nii.gz", {"liver": cube(5)}), folder(tmp_path / "theirs", **MASKS))
@@ -146,16 +184,25 @@ def test_rows_follow_the_header():
 
 
 def test_the_summary_is_over_cases_that_have_a_score():
-    """Dice 0.8 and 0.6 and one case with nothing to compare: 3 cases, mean 0.7, an interval around it."""
+    """Dice 0.8 and 0.6 and one case with nothing to compare: 2 cases, mean 0.7, an interval around it."""
     nothing = Scores(None, None, None, 0.0, 0.0)
     cases = [{"liver": Scores(0.8, 1.0, 2.0, 1, 1)}, {"liver": Scores(0.6, 0.5, 4.0, 1, 1)}, {"liver": nothing, "spleen": nothing}]
     summary = summarise(cases)
-    assert summary["liver"]["cases"] == 3
+    assert (summary["liver"]["cases"], summary["liver"]["missed"]) == (2, 0)
     assert summary["liver"]["dice"] == pytest.approx(0.7)
     assert summary["liver"]["hd95_mm"] == pytest.approx(3.0)
     low, high = summary["liver"]["dice_interval"]
     assert 0.6 <= low < 0.7 < high <= 0.8
-    assert summary["spleen"] == {"cases": 1, "dice": None, "dice_interval": None, "surface_dice": None, "hd95_mm": None}
+    assert summary["spleen"] == {"cases": 0, "missed": 0, "dice": None, "dice_interval": None, "surface_dice": None, "hd95_mm": None}
+
+
+def test_misses_are_counted():
+    """One liver found, one missed, one invented: HD95 is that of the first alone, and two misses say so; Dice is over all three."""
+    cases = [Scores(0.9, 0.9, 2.0, 1, 1), Scores(0.0, 0.0, None, 1, 0), Scores(0.0, 0.0, None, 0, 1)]
+    summary = summarise([{"liver": one} for one in cases])["liver"]
+    assert (summary["cases"], summary["missed"]) == (3, 2)
+    assert summary["dice"] == pytest.approx(0.3)
+    assert summary["hd95_mm"] == 2.0
 
 
 def test_a_file_that_is_no_mask_is_an_error(tmp_path):

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 
+from clseg import recipe as recipes
+from clseg.errors import InputError
 from clseg.recipe import Recipe
 from clseg.training import examples
 from clseg.training.cases import find_cases
 from clseg.training.examples import IGNORE, POINTS, Example, load_example
-from tests.small_dataset import scan, tiny_recipe, write_nifti
+from clseg.training.synthesis import store
+from tests.small_dataset import LABEL_IDS, scan, tiny_recipe, write_nifti
 
 
 @pytest.fixture
@@ -229,3 +235,107 @@ def test_training_knobs_leave_the_cache_alone(recipe: Recipe, made: list[str]) -
     tuned = replace(recipe, seed=99, optim=replace(recipe.optim, rate=1.0))
     loaded(with_dataset(tuned, 0, absent=("skeleton",)), "a")
     assert made == ["a"]
+
+
+def test_the_first_format_has_no_number_in_its_key(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Examples cached before formats were counted are still found; another format finds none of them."""
+    case = next(c for c in find_cases(recipe) if c.name == "a")
+    facts = [case.name, case.facts(), {"spacing_mm": [6.0] * 3, "patch": [16] * 3, "orientation": "RAS"}]
+    assert recipes.to_dict(recipe)["grid"] == facts[2]
+    keys = []
+    for format in (1, 2):
+        monkeypatch.setattr(examples, "EXAMPLE_FORMAT", format)
+        keys.append(examples._key(case, recipe))
+    datasets = [case.dataset.ct, case.dataset.labels, case.dataset.masks, case.dataset.absent_above]
+    facts += [[[d.name, d.labels, d.open_ends] for d in recipe.decoder], datasets]
+    assert keys[0] == hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:24]
+    assert keys[1] != keys[0]
+
+
+def test_a_sheared_scan_is_learned_upright(recipe: Recipe) -> None:
+    """A scan whose slices slide along y by 1 mm each: the lungs keep their volume and the CT is still cold where they are."""
+    folder = recipe.folder / "dataset" / "a"
+    for file in ("ct.nii.gz", "labels.nii.gz"):
+        image = nib.load(folder / file)
+        affine = image.affine.copy()
+        affine[1, 2] += 1.0
+        nib.save(nib.Nifti1Image(np.asarray(image.dataobj), affine), folder / file)
+    one = loaded(recipe, "a")
+    lungs = one.targets["lungs"] > 0
+    true = sum(int(scan("a")[1][name].sum()) for name in ("lung_left", "lung_right"))
+    assert lungs.sum() == pytest.approx(true, rel=0.05)
+    assert np.median(one.hu[lungs]) < -500
+    rows = [np.flatnonzero(lungs[:, :, z].any(axis=0)).mean() for z in np.flatnonzero(lungs.any(axis=(0, 1)))[[2, -3]]]
+    upright = scan("a")[1]["lung_left"] | scan("a")[1]["lung_right"]
+    plain = [np.flatnonzero(upright[:, :, z].any(axis=0)).mean() for z in np.flatnonzero(upright.any(axis=(0, 1)))[[2, -3]]]
+    assert rows[1] - rows[0] > plain[1] - plain[0] + 1  # the slices slide forwards, upwards
+
+
+def test_ignored_voxels_are_unknown(recipe: Recipe) -> None:
+    """What a label map calls `ignore` is 255 for every decoder that learns there."""
+    folder = recipe.folder / "dataset" / "a"
+    (folder / "labels.json").write_text(json.dumps({**{k: v for k, v in LABEL_IDS.items() if k != "liver"}, "ignore": LABEL_IDS["liver"]}))
+    one = loaded(recipe, "a")
+    assert (one.targets["lungs"] == IGNORE).sum() == scan("a")[1]["liver"].sum()
+
+
+# ---- synthetic cases --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def mapped(recipe: Recipe) -> Recipe:
+    """Case a as a label map without a CT."""
+    (recipe.folder / "dataset" / "a" / "ct.nii.gz").unlink()
+    return with_dataset(recipe, 0, synthetic=True)
+
+
+def test_a_label_map_without_a_ct_is_an_example(mapped: Recipe) -> None:
+    """There is an atlas in place of HU; targets and points are those of the label map; a name without a voxel is absent."""
+    one = loaded(mapped, "a")
+    assert one.hu is None
+    assert set(one.atlas.names) == {"lung_left", "lung_right", "liver", "skeleton"}
+    target = one.targets["lungs"]
+    assert target.shape == one.shape(mapped.grid.spacing_mm)
+    for label, name in enumerate(("lung_left", "lung_right"), start=1):
+        assert (target == label).sum() == pytest.approx(scan("a")[1][name].sum(), rel=0.05)
+        assert (target[tuple(one.points["lungs"][label - 1].T)] == label).all()
+    assert one.annotated == {"lungs": (True, True), "solid": (True, True)}
+    assert "body" not in one.targets
+
+
+def test_atlases_are_kept(mapped: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another decoder uses the atlas that is there; another label map, or the body's mask beside it, needs a new one."""
+    names: list[str] = []
+    make = store._make
+    monkeypatch.setattr(store, "_make", lambda case, *rest: names.append(case.name) or make(case, *rest))
+    first = loaded(mapped, "a")
+    again = loaded(with_decoder(mapped, 0, labels=("lung_right", "lung_left")), "a")
+    assert np.array_equal(first.atlas.near, again.atlas.near)
+    assert np.array_equal(first.targets["lungs"] == 1, again.targets["lungs"] == 2)
+    assert names == ["a"]
+    ct, masks = scan("a")
+    write_nifti(mapped.folder / "dataset" / "a" / "body.nii.gz", masks["body"], ct)
+    outlined = loaded(with_dataset(mapped, 0, masks={"body": "body.nii.gz"}), "a")
+    assert names == ["a", "a"]
+    assert first.atlas.surface is None
+    assert (outlined.atlas.surface < 0).sum() == pytest.approx(masks["body"].sum(), rel=0.1)
+
+
+def test_smaller_masks_lie_over_larger_ones(mapped: Recipe) -> None:
+    """A part given as a mask of its own stays visible in the whole, whatever comes first."""
+    ct, masks = scan("a")
+    part = masks["liver"].copy()
+    part[:, :, : int(np.flatnonzero(part.any(axis=(0, 1))).mean())] = False
+    write_nifti(mapped.folder / "dataset" / "a" / "part.nii.gz", part, ct)
+    plan = with_dataset(mapped, 0, masks={"spleen": "part.nii.gz"})
+    one = loaded(with_decoder(plan, 1, labels=("liver", "spleen")), "a")
+    solid = one.targets["solid"]
+    assert (solid == 2).sum() == pytest.approx(part.sum(), rel=0.1)
+    assert (solid == 1).sum() == pytest.approx(masks["liver"].sum() - part.sum(), rel=0.1)
+
+
+def test_a_case_without_a_ct_needs_synthesis(mapped: Recipe) -> None:
+    """Without `synthetic` a case that has only a label map is refused by name."""
+    case = next(c for c in find_cases(mapped) if c.name == "a")
+    with pytest.raises(InputError, match=r"case 'a' .* has no CT"):
+        load_example(replace(case, dataset=replace(case.dataset, synthetic=False)), mapped, mapped.folder / "cache")

@@ -24,8 +24,8 @@ from clseg.pipeline import segment
 from clseg.recipe import Recipe
 from clseg.training.average import Average
 from clseg.training.export import export, export_run, list_in_manifest
-from clseg.training.loop import make_optimiser
-from clseg.training.network import Trainee, start_weights
+from clseg.training.loop import Learner, make_optimiser
+from clseg.training.network import fresh, start_weights
 from clseg.training.state import save_state
 from tests.small_dataset import scan, tiny_recipe
 
@@ -40,7 +40,7 @@ def recipe(tmp_path: Path) -> Recipe:
 
 
 def averaged(recipe: Recipe, seed: int = 0) -> Average:
-    network = Trainee(recipe)
+    network = fresh(recipe)
     start_weights(network, seed)
     return Average(network, 0.9)
 
@@ -48,9 +48,9 @@ def averaged(recipe: Recipe, seed: int = 0) -> Average:
 def half_way_run(recipe: Recipe, run: Path, done: int = 2) -> Path:
     """The folder of a run that was stopped after `done` iterations; weights and average differ."""
     run.mkdir()
-    network, average = Trainee(recipe), averaged(recipe, seed=1)
+    network, average = fresh(recipe), averaged(recipe, seed=1)
     start_weights(network, 2)
-    save_state(run / "state.safetensors", network, make_optimiser(network, recipe.optim), average, done)
+    save_state(run / "state.safetensors", Learner(network, make_optimiser(network, recipe.optim), average), "train", done)
     write_json(run / "recipe.json", {"recipe": recipes.to_dict(recipe), "folder": str(recipe.folder)})
     return run
 
@@ -111,7 +111,7 @@ def test_an_exported_model_answers_as_the_trained_one(recipe: Recipe, tmp_path: 
     average = averaged(recipe)
     files = export(recipe, average, tmp_path / "w", done=6)
     model = load_model(files["encoder"], {name: files[name] for name in PARTS[1:]})
-    trained = Trainee(recipe)
+    trained = fresh(recipe)
     trained.load_state_dict({name: tensor.half().float() for name, tensor in average.tensors.items()})
     window = torch.randn(1, 1, 16, 16, 16, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

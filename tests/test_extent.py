@@ -10,7 +10,7 @@ from clseg.network.model import Model
 SCORES = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]
 
 
-def model(**slices: tuple[float, float] | None) -> Model:
+def model(**slices: tuple[float | None, float | None] | None) -> Model:
     return Model(encoder=None, decoders={}, slices=slices)  # type: ignore[arg-type]
 
 
@@ -27,6 +27,14 @@ def test_out_of_range_is_none():
 def test_scores_that_waver_give_one_piece():
     """A slice in between with a stray score is not cut out."""
     assert extents(model(liver=(0.2, 0.4)), 5, [0.1, 0.2, 0.9, 0.4, 0.5]) == {"liver": (1, 4)}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "expected"), [((None, 0.3), (0, 4)), ((0.3, None), (3, 8)), ((None, None), (0, 8)), ((None, -0.1), None)]
+)
+def test_an_open_bound_restricts_nothing(wanted, expected):
+    """Where nobody knows the end of a structure, the range reaches to the end of the scan."""
+    assert extents(model(esophagus=wanted), 8, SCORES) == {"esophagus": expected}
 
 
 @pytest.mark.parametrize(("wanted", "scores"), [(None, SCORES), ((0.2, 0.4), None), (None, None)])

@@ -177,6 +177,47 @@ def test_dicom_series_with_a_hole_is_refused(tmp_path, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+def write_series(folder: Path, shift_mm: float, slices: int = 6) -> None:
+    """A DICOM series of 2 mm slices, each `shift_mm` further to the back than the one below, as a tilted gantry makes it."""
+    writer = sitk.ImageFileWriter()
+    writer.KeepOriginalImageUIDOn()
+    for number in range(slices):
+        image = sitk.GetImageFromArray(np.full((1, 16, 16), 40 * number, np.int16))
+        image.SetSpacing((1.0, 1.0, 2.0))
+        tags = {
+            "0008|0060": "CT",
+            "0020|000d": "1.2.826.0.1.3680043.2.1125.1",
+            "0020|000e": "1.2.826.0.1.3680043.2.1125.2",
+            "0008|0018": f"1.2.826.0.1.3680043.2.1125.3.{number + 1}",
+            "0020|0013": str(number + 1),
+            "0020|0032": f"0\\{shift_mm * number}\\{2.0 * number}",
+            "0020|0037": "1\\0\\0\\0\\1\\0",
+            "0018|0050": "2",
+        }
+        for tag, value in tags.items():
+            image.SetMetaData(tag, value)
+        writer.SetFileName(str(folder / f"{number}.dcm"))
+        writer.Execute(image)
+
+
+@pytest.mark.parametrize("shift_mm", [0.36, -0.5])
+def test_a_dicom_series_with_gantry_tilt_is_refused(tmp_path, shift_mm, capfd):
+    """Six slices that run 0.36 mm (10°) or -0.5 mm (14°) per 2 mm to the back: refused with the size of the shift, not straightened in silence."""
+    write_series(tmp_path, shift_mm)
+    with pytest.raises(InputError, match=rf"shifted by {abs(5 * shift_mm):.1f} mm .*gantry tilt") as refusal:
+        read(tmp_path)
+    assert "dcm2niix" in refusal.value.tip
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_straight_dicom_series_written_the_same_way_is_read(tmp_path):
+    """So that the refusal above is one of the tilt alone: slices lie 2 mm apart in their order."""
+    write_series(tmp_path, 0.0)
+    volume = read(tmp_path)
+    assert (volume.shape, volume.spacing) == ((16, 16, 6), (1.0, 1.0, 2.0))
+    np.testing.assert_array_equal(volume.array[0, 0], 40 * np.arange(6))
+
+
 def test_sha256_is_that_of_hashlib(tmp_path):
     """The digest of a file larger than one piece is that of all its bytes."""
     content = os.urandom((1 << 20) + 7)
@@ -378,6 +419,30 @@ def test_file_in_place_of_the_folder(tmp_path, inner):
     with pytest.raises(UsageError, match="a file of that name"):
         prepare_folder(tmp_path / "out" / inner)
     assert (tmp_path / "out").read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("inner", ["new", "new/and/deeper"])
+def test_looking_whether_one_may_write_makes_nothing(tmp_path, inner):
+    """A folder that is not there yet is judged by the nearest one that is; none is made."""
+    assert check_writable(tmp_path / inner, 1) == tmp_path / inner
+    assert os.listdir(tmp_path) == []
+    with pytest.raises(OutputError, match="too full"):
+        check_writable(tmp_path / inner, 5 * 10**18)
+
+
+@pytest.mark.parametrize("inner", ["", "deeper", "deeper/still"])
+def test_looking_below_a_file_is_a_mistake_of_the_call(tmp_path, inner):
+    """A file where the folder, or one above it, should be."""
+    (tmp_path / "out").write_bytes(b"mine")
+    with pytest.raises(UsageError, match="a file of that name"):
+        check_writable(tmp_path / "out" / inner)
+
+
+def test_looking_where_one_may_not_write(locked):
+    """A folder of somebody else, or one to be made inside it."""
+    for inner in ("", "new"):
+        with pytest.raises(OutputError, match="permission denied"):
+            check_writable(locked / inner)
 
 
 def test_full_disk_is_told_beforehand(tmp_path):

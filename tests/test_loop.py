@@ -12,8 +12,8 @@ from clseg.errors import TrainingError
 from clseg.recipe import AugmentRecipe, DatasetRecipe, DecoderRecipe, EncoderRecipe, GridRecipe, OptimRecipe, Recipe
 from clseg.training.average import Average
 from clseg.training.examples import Example
-from clseg.training.loop import Step, batch_losses, make_optimiser, rate_at, train
-from clseg.training.network import Trainee, start_weights
+from clseg.training.loop import Step, learner, make_optimiser, rate_at, train
+from clseg.training.network import Trainee, fresh
 from clseg.training.patches import Patch, Patches
 
 RULE = OptimRecipe(iterations=100, rate=0.01, warmup=10, power=0.9)
@@ -28,7 +28,7 @@ def recipe(levels: int = 2, **optim: object) -> Recipe:
     return Recipe(
         name="t",
         decoder=(decoder("dense", "bone", stages=levels - 1), decoder("pair", "left", "right", stages=levels - 1)),
-        dataset=(DatasetRecipe("one", "", ("*",)),),
+        dataset=(DatasetRecipe("one", index="i.csv"),),
         grid=GridRecipe(patch=(8, 8, 8)),
         encoder=EncoderRecipe((8, 16, 16)[:levels], (1, 2, 2)[:levels], (3,) * levels, (1,) * levels),
         augment=AugmentRecipe(shift_hu=0.0),
@@ -47,12 +47,9 @@ def example() -> Example:
 
 
 def run(plan: Recipe) -> tuple[Trainee, Average, list[Step]]:
-    network = Trainee(plan)
-    start_weights(network, plan.seed)
-    average, steps = Average(network, plan.optim.average), []
-    optimiser = make_optimiser(network, plan.optim)
-    train(network, optimiser, average, Patches([example()], plan), start=0, rule=plan.optim, callbacks=(steps.append,))
-    return network, average, steps
+    student, steps = learner(fresh(plan), plan.optim), []
+    train(student, Patches([example()], plan), plan.optim, callbacks=(steps.append,))
+    return student.network, student.average, steps
 
 
 def patch(image: float = 0.0, *decoders: str) -> Patch:
@@ -108,10 +105,9 @@ def test_steps_are_reported_with_their_rate() -> None:
 def test_a_decoder_learns_only_from_patches_that_annotate_it() -> None:
     """The loss of `pair` in a mixed batch is that of its own patch alone; a decoder without a patch has no loss."""
     plan = recipe()
-    network = Trainee(plan)
-    start_weights(network, 0)
-    mixed = batch_losses(network, [patch(0.0, "dense"), patch(1.0, "pair", "dense")], plan.optim)
-    alone = batch_losses(network, [patch(1.0, "pair")], plan.optim)
+    network = fresh(plan)
+    mixed = network([patch(0.0, "dense"), patch(1.0, "pair", "dense")], plan.optim)
+    alone = network([patch(1.0, "pair")], plan.optim)
     assert set(alone) == {"pair"}
     assert mixed["pair"].item() == pytest.approx(alone["pair"].item(), rel=1e-5)
 
@@ -119,9 +115,8 @@ def test_a_decoder_learns_only_from_patches_that_annotate_it() -> None:
 def test_gradient_reaches_every_tensor_that_is_trained() -> None:
     """One step of two patches moves every weight, and gives every tensor a gradient."""
     plan = recipe(levels=3, deep_supervision=2)
-    network = Trainee(plan)
-    start_weights(network, 0)
-    losses = batch_losses(network, [patch(0.0, "dense", "pair"), patch(1.0, "dense", "pair")], plan.optim)
+    network = fresh(plan)
+    losses = network([patch(0.0, "dense", "pair"), patch(1.0, "dense", "pair")], plan.optim)
     sum(losses.values()).backward()
     assert [name for name, p in network.named_parameters() if p.grad is None] == []
     # a bias before an instance norm is taken away again, its gradient is rounding noise
@@ -132,16 +127,15 @@ def test_gradient_reaches_every_tensor_that_is_trained() -> None:
 def test_heads_beyond_the_deep_supervision_stay_as_they_are() -> None:
     """With deep_supervision 1 the coarse head is not trained, everything else is."""
     plan = recipe(levels=3, deep_supervision=1)
-    network = Trainee(plan)
-    start_weights(network, 0)
-    sum(batch_losses(network, [patch(0.0, "dense", "pair")], plan.optim).values()).backward()
+    network = fresh(plan)
+    sum(network([patch(0.0, "dense", "pair")], plan.optim).values()).backward()
     untouched = {name for name, p in network.named_parameters() if p.grad is None}
     assert untouched == {"decoders.dense.heads.0.weight", "decoders.pair.heads.0.weight"}
 
 
 def test_only_weights_decay() -> None:
     """Biases and normalisation are in the group without weight decay; every parameter is in one group."""
-    network = Trainee(recipe())
+    network = fresh(recipe())
     decayed, free = make_optimiser(network, OptimRecipe(weight_decay=0.5)).param_groups
     assert (decayed["weight_decay"], free["weight_decay"]) == (0.5, 0.0)
     assert all(p.ndim == 5 for p in decayed["params"])
@@ -152,8 +146,7 @@ def test_only_weights_decay() -> None:
 def test_the_average_follows_the_network() -> None:
     """After the first step of warm-up α is 1/10: the average is 0.1 · start + 0.9 · weights."""
     plan = recipe(iterations=1)
-    before = Trainee(plan)
-    start_weights(before, plan.seed)
+    before = fresh(plan)
     network, average, _ = run(plan)
     name = "encoder.levels.1.0.conv.weight"
     expected = 0.1 * before.state_dict()[name] + 0.9 * network.state_dict()[name]
@@ -164,11 +157,11 @@ def test_the_average_follows_the_network() -> None:
 def test_a_loss_that_is_no_number_stops_the_run() -> None:
     """NaN weights are an error that names decoder and iteration, before anything is averaged or reported."""
     plan = recipe(iterations=2)
-    network = Trainee(plan)
-    start_weights(network, 0)
-    average, steps = Average(network, 0.9), []
+    network = fresh(plan)
+    student, steps = learner(network, plan.optim), []
+    before = {name: tensor.clone() for name, tensor in student.average.tensors.items()}
     torch.nn.init.constant_(network.decoders["dense"].heads[0].weight, float("nan"))
     with pytest.raises(TrainingError, match="'dense' is nan at iteration 1"):
-        train(network, make_optimiser(network, plan.optim), average, Patches([example()], plan), start=0, rule=plan.optim, callbacks=(steps.append,))
+        train(student, Patches([example()], plan), plan.optim, callbacks=(steps.append,))
     assert steps == []
-    assert all(torch.isfinite(tensor).all() for tensor in average.tensors.values())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in student.average.tensors.items())

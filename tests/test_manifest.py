@@ -397,3 +397,58 @@ def test_models_are_checked_when_made():
     """A model made in code is held to the same rules as one read from a file."""
     with pytest.raises(WeightsError, match="listed twice"):
         Model("m", "d", "MIT", ("a", "a"))
+
+
+# ---- what takes another's place ---------------------------------------------------------------------------------------
+
+
+def newer(**replaces: list[str]) -> Manifest:
+    """One encoder, `a` and `b`, and newer decoders that replace what is said, all listed in one model."""
+    parts = {"enc": entry("encoder"), "a": entry(labels=["liver"]), "b": entry(labels=["lung"], requires=["a"])}
+    parts |= {name: entry(labels=["liver"], replaces=names) for name, names in replaces.items()}
+    return Manifest.from_dict(listing(**parts))
+
+
+def test_what_is_replaced_is_listed_no_more():
+    """The new decoder answers for its structures; the old one stays known, for those that it supports."""
+    manifest = newer(a2=["a"])
+    assert names(tuple(manifest.listed("m"))) == ["enc", "b", "a2"]
+    assert manifest.labels_of("m")["liver"] == ("a2",)
+    assert names(manifest.assets_for("m", ["liver"])) == ["enc", "a2"]
+    assert set(names(manifest.assets_for("m", ["lung"]))) == {"enc", "a", "b"}
+
+
+def test_the_last_of_a_chain_answers():
+    """An update of an update: only the newest is listed."""
+    assert newer(a2=["a"], a3=["a2", "a"]).labels_of("m")["liver"] == ("a3",)
+
+
+def test_replacing_counts_only_where_both_are_listed():
+    """Another model that lists the old decoder alone keeps it."""
+    data = newer(a2=["a"]).to_dict()
+    data["models"]["n"] = {"description": "d", "licence": "MIT", "assets": ["enc", "a"]}
+    manifest = Manifest.from_dict(data)
+    assert names(tuple(manifest.listed("n"))) == ["enc", "a"]
+    assert "a" not in names(tuple(manifest.listed("m")))
+
+
+def test_the_users_decoder_replaces_the_packages():
+    """Merged into the builtin list, an own decoder takes the place of the builtin one; its own list need not name what it replaces."""
+    mine = Manifest.from_dict(listing(enc=entry("encoder"), a2=entry(labels=["liver"], replaces=["a"])))
+    assert mine.labels_of("m") == {"liver": ("a2",)}
+    assert newer().merged(mine).labels_of("m")["liver"] == ("a2",)
+
+
+def test_replaces_is_written_only_where_there_is_something():
+    """Lists of old versions stay as they are, byte for byte; what replaces something survives JSON."""
+    manifest = newer(a2=["a"])
+    assert "replaces" not in manifest.asset("a").to_dict()
+    assert manifest.asset("a2").to_dict()["replaces"] == ["a"]
+    assert Manifest.from_dict(json.loads(json.dumps(manifest.to_dict()))) == manifest
+
+
+def test_replaces_must_be_texts():
+    """A single text or numbers are refused."""
+    for value in ("a", [1]):
+        with pytest.raises(WeightsError, match="'replaces' must be a list of texts"):
+            Asset.from_dict("mine", entry(replaces=value))

@@ -11,15 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clseg.catalogue import Catalogue
-from clseg.inference.merge import FULL, Canvas, Layer
+from clseg.inference.merge import FULL, HALF, NEAR_MM, Canvas, Layer
 from clseg.inference.predictor import Slab
 
 CATALOGUE = Catalogue.builtin()
 ID = {anatomy.name: anatomy.id for anatomy in CATALOGUE}
 
 
-def canvas(*names: str, shape=(1, 1, 1)) -> Canvas:
-    return Canvas(shape, tuple(CATALOGUE[name] for name in names), CATALOGUE)
+def canvas(*names: str, shape=(1, 1, 1), **known) -> Canvas:
+    return Canvas(shape, tuple(CATALOGUE[name] for name in names), CATALOGUE, **known)
 
 
 def paint(onto: Canvas, said: dict[str, dict[str, list[float]]], start: int = 0) -> Canvas:
@@ -36,6 +36,17 @@ def paint(onto: Canvas, said: dict[str, dict[str, list[float]]], start: int = 0)
 def found(onto: Canvas, z: int = 0) -> set[str]:
     """Names of all structures that hold a voxel."""
     return {CATALOGUE.by_id(int(layer.labels[0, 0, z])).name for layer in onto.layers.values() if layer.labels[0, 0, z]}
+
+
+def faint(onto: Canvas, name: str) -> dict[int, int]:
+    """Flat voxel → what is kept of a structure where it did not win."""
+    pieces = [piece for layer in onto.layers.values() for piece in layer.faint.get(ID[name], [])]
+    return {int(i): int(v) for piece in pieces for i, v in zip(piece.index, piece.value, strict=True)}
+
+
+def everything(onto: Canvas) -> list[tuple]:
+    """All that is painted, so that two canvases can be compared."""
+    return [(layer.labels.tolist(), layer.score.tolist(), [faint(onto, name) for name in WANTED]) for layer in onto.layers.values()]
 
 
 def on_top(onto: Canvas) -> str | None:
@@ -56,17 +67,28 @@ def test_the_likeliest_label_of_a_decoder_is_painted_with_its_probability():
     assert (layer.labels.dtype, layer.score.dtype) == (np.uint16, np.uint8)
 
 
-def test_background_leaves_its_probability_for_the_border():
-    """A voxel of background with 0.6 is empty, and its score says how sure that is."""
-    layer = paint(canvas("liver"), {"abdomen": {"liver": [0.4]}}).layers[1]
-    assert (int(layer.labels[0, 0, 0]), int(layer.score[0, 0, 0])) == (0, round(0.6 * FULL))
+def test_what_does_not_win_is_kept_for_its_border():
+    """Liver with 0.4 against background with 0.6: the voxel is empty, and 0.4 of a liver is remembered."""
+    onto = paint(canvas("liver"), {"abdomen": {"liver": [0.4]}})
+    assert (int(onto.layers[1].labels[0, 0, 0]), int(onto.layers[1].score[0, 0, 0])) == (0, 0)
+    assert faint(onto, "liver") == {0: round(0.4 * FULL)}
 
 
-@pytest.mark.parametrize(("liver", "spleen"), [(0.1, 0.4), (0.4, 0.1)])
-def test_the_least_sure_background_counts(liver, spleen):
-    """Two decoders see nothing with 0.9 and 0.6, in either order: the doubt that is left is that of the less sure."""
-    layer = paint(canvas("liver", "spleen"), {"a": {"liver": [liver]}, "b": {"spleen": [spleen]}}).layers[1]
-    assert int(layer.score[0, 0, 0]) == round(0.6 * FULL)
+def test_what_is_hardly_there_is_not_kept():
+    """0.01 moves no border."""
+    assert faint(paint(canvas("liver"), {"abdomen": {"liver": [0.01]}}), "liver") == {}
+
+
+def test_everyone_keeps_what_is_its_own():
+    """Two decoders see nothing with 0.9 and 0.6: neither organ inherits the other's doubt."""
+    onto = paint(canvas("liver", "spleen"), {"a": {"liver": [0.1]}, "b": {"spleen": [0.4]}})
+    assert (faint(onto, "liver"), faint(onto, "spleen")) == ({0: round(0.1 * FULL)}, {0: round(0.4 * FULL)})
+
+
+def test_a_loser_keeps_no_more_than_the_winner_leaves():
+    """Liver 0.9 against spleen 0.6: a tenth is left for the spleen; both fields together never exceed 1."""
+    onto = paint(canvas("liver", "spleen"), {"a": {"liver": [0.9]}, "b": {"spleen": [0.6]}})
+    assert faint(onto, "spleen") == {0: FULL - round(0.9 * FULL)}
 
 
 def test_labels_nobody_asked_for_compete_but_are_not_painted():
@@ -76,9 +98,9 @@ def test_labels_nobody_asked_for_compete_but_are_not_painted():
 
 
 def test_nothing_painted_is_nothing_found():
-    """A fresh canvas is background with certainty."""
+    """A fresh canvas is background."""
     layer = canvas("liver").layers[1]
-    assert (int(layer.labels[0, 0, 0]), int(layer.score[0, 0, 0])) == (0, FULL)
+    assert (int(layer.labels[0, 0, 0]), int(layer.score[0, 0, 0]), layer.faint) == (0, 0, {})
 
 
 # ---- several decoders -------------------------------------------------------------------------------------------------
@@ -103,9 +125,14 @@ def test_strangers_compete_by_probability(order, liver, spleen, winner):
     assert int(onto.layers[1].score[0, 0, 0]) == round(0.9 * FULL)
 
 
-def test_of_equals_the_later_wins():
-    """Both 0.8: the decoder that paints second has the voxel."""
-    assert found(paint(canvas("liver", "spleen"), {"a": {"liver": [0.8]}, "b": {"spleen": [0.8]}})) == {"spleen"}
+@pytest.mark.parametrize("order", [("a", "b"), ("b", "a")])
+@pytest.mark.parametrize(("one", "other", "smaller"), [("liver", "spleen", "spleen"), ("gallbladder", "liver", "gallbladder")])
+def test_of_equals_the_smaller_wins(order, one, other, smaller):
+    """Both 0.8: the organ with the smaller volume in the catalogue has the voxel, whoever paints first."""
+    said = {"a": {one: [0.8]}, "b": {other: [0.8]}}
+    onto = paint(canvas("liver", "spleen", "gallbladder"), {name: said[name] for name in order})
+    assert found(onto) == {smaller}
+    assert faint(onto, other if smaller == one else one) == {0: FULL - round(0.8 * FULL)}
 
 
 @pytest.mark.parametrize("order", [("a", "b"), ("b", "a")])
@@ -184,6 +211,74 @@ def test_a_tumour_competes_with_organs_it_does_not_grow_in():
     assert found(onto) == {"spleen"}
 
 
+# ---- decoders that know pathological cases -----------------------------------------------------------------------------
+
+SICK = {
+    "healthy": {"liver": [0.99] * 5},  # sure everywhere
+    "sick": {"liver": [0.3] * 5},  # in doubt, and against it
+    "tumour": {"gtv_liver": [0.1, 0.1, 0.9, 0.1, 0.1]},
+}
+SLICE_MM = (3.0, 3.0, NEAR_MM)  # a lesion reaches one slice up and down
+
+
+def livers(said: dict, cuts: tuple[int, ...] = (), names: tuple[str, ...] = ("liver",), **known) -> set[int]:
+    """Slices that are liver when five slices are painted in slabs."""
+    onto = canvas(*names, shape=(1, 1, 5), spacing=SLICE_MM, **known)
+    for low, high in pairwise([0, *cuts, 5]):
+        paint(onto, {d: {n: p[low:high] for n, p in one.items()} for d, one in said.items()}, low)
+    onto.finish()
+    return {z for z in range(5) if "liver" in found(onto, z)}
+
+
+@pytest.mark.parametrize("cuts", [(), (1,), (2,), (3,), (4,), (1, 2, 3, 4), (2, 4)])
+@pytest.mark.parametrize("names", [("liver",), ("liver", "gtv_liver")])
+def test_near_a_lesion_the_decoder_speaks_that_knows_such_cases(cuts, names):
+    """A tumour in slice 2: in slices 1 to 3 the decoder trained on such cases is heard, though the other is surer, in whatever slabs."""
+    assert livers(SICK, cuts, names, pathological=frozenset({"sick"})) == {0, 4}
+
+
+def test_without_a_lesion_the_surer_decoder_speaks():
+    """The same liver, and a tumour decoder that finds nothing."""
+    well = {**SICK, "tumour": {"gtv_liver": [0.1] * 5}}
+    assert livers(well, pathological=frozenset({"sick"})) == {0, 1, 2, 3, 4}
+
+
+def test_a_lesion_of_another_organ_changes_nothing():
+    """A tumour of the kidney is no reason to distrust the liver."""
+    other = {**SICK, "tumour": {"gtv_kidney": SICK["tumour"]["gtv_liver"]}}
+    assert livers(other, pathological=frozenset({"sick"})) == {0, 1, 2, 3, 4}
+
+
+@pytest.mark.parametrize("pathological", [frozenset(), frozenset({"healthy", "sick"})])
+def test_where_all_decoders_know_the_same_the_surer_speaks(pathological):
+    """None or all of them were trained on pathological cases."""
+    assert livers(SICK, pathological=pathological) == {0, 1, 2, 3, 4}
+
+
+# ---- where a decoder may speak ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", [("near", "far"), ("far", "near")])
+def test_outside_its_extent_a_decoder_does_not_speak_for_the_organ(order):
+    """`near` is certain background above slice 1, because it did not run there: the other decoder's liver stands."""
+    said = {"near": {"liver": [0.97, 0.0]}, "far": {"liver": [0.9, 0.9]}}
+    onto = paint(canvas("liver", shape=(1, 1, 2), extents={"near": (0, 1), "far": (0, 2)}), {name: said[name] for name in order})
+    assert (found(onto, 0), found(onto, 1)) == ({"liver"}, {"liver"})
+    assert onto.layers[1].score.ravel().tolist() == [round(0.97 * FULL), round(0.9 * FULL)]
+
+
+def test_inside_its_extent_certainty_counts():
+    """The same answer of a decoder that did run there is an answer: no liver in slice 1."""
+    said = {"near": {"liver": [0.97, 0.0]}, "far": {"liver": [0.9, 0.9]}}
+    onto = paint(canvas("liver", shape=(1, 1, 2), extents={"near": (0, 2), "far": (0, 2)}), said)
+    assert (found(onto, 0), found(onto, 1)) == ({"liver"}, set())
+
+
+def test_out_of_range_there_is_nothing_faint_either():
+    """What the predictor zeroed leaves no trace."""
+    assert faint(paint(canvas("liver"), {"abdomen": {"liver": [0.0]}}), "liver") == {}
+
+
 # ---- slabs ------------------------------------------------------------------------------------------------------------
 
 DECODERS = {
@@ -202,19 +297,41 @@ def random_probabilities(seed: int, shape=(5, 4, 12)) -> dict[str, torch.Tensor]
     return {n: torch.softmax(3 * torch.randn(len(labels) + 1, *shape, generator=generator), 0) for n, labels in DECODERS.items()}
 
 
+def random_canvas(seed: int, edges: tuple[int, ...], decoders=tuple(DECODERS), wanted=WANTED) -> Canvas:
+    """Random probabilities painted in slabs between `edges`; `again` knows sick livers."""
+    probabilities = random_probabilities(seed)
+    onto = canvas(*wanted, shape=(5, 4, 12), spacing=(5.0, 10.0, 5.0), pathological=frozenset({"again"}), extents={"abdomen": (0, 9)})
+    for low, high in pairwise(edges):
+        onto.paint(Slab(low, {name: probabilities[name][..., low:high] for name in decoders}), DECODERS)
+    onto.finish()
+    return onto
+
+
 @settings(max_examples=20)
 @given(st.integers(0, 2**31), st.lists(st.integers(1, 11), max_size=5, unique=True))
 def test_painting_in_slabs_is_painting_at_once(seed, cuts):
-    """Wherever the scan is cut into slabs, every layer is the same, labels and scores."""
-    probabilities = random_probabilities(seed)
-    at_once, in_slabs = canvas(*WANTED, shape=(5, 4, 12)), canvas(*WANTED, shape=(5, 4, 12))
-    at_once.paint(Slab(0, probabilities), DECODERS)
-    edges = [0, *sorted(cuts), 12]
-    for low, high in pairwise(edges):
-        in_slabs.paint(Slab(low, {n: p[..., low:high] for n, p in probabilities.items()}), DECODERS)
-    for depth in at_once.layers:
-        np.testing.assert_array_equal(in_slabs.layers[depth].labels, at_once.layers[depth].labels)
-        np.testing.assert_array_equal(in_slabs.layers[depth].score, at_once.layers[depth].score)
+    """Wherever the scan is cut into slabs, every layer is the same: labels, scores and what is faint."""
+    assert everything(random_canvas(seed, (0, *sorted(cuts), 12))) == everything(random_canvas(seed, (0, 12)))
+
+
+@settings(max_examples=20)
+@given(st.integers(0, 2**31), st.permutations(list(DECODERS)), st.permutations(WANTED))
+def test_the_order_of_decoders_and_structures_does_not_matter(seed, decoders, wanted):
+    """Whoever paints first and in whatever order structures are asked for: the same canvas, lesions and shared organs included."""
+    assert everything(random_canvas(seed, (0, 7, 12), decoders, wanted)) == everything(random_canvas(seed, (0, 7, 12)))
+
+
+@settings(max_examples=20)
+@given(st.integers(0, 2**31))
+def test_fields_of_rivals_never_add_up_to_more_than_one(seed):
+    """Where a structure won, what is faint of a rival is at most what the winner leaves, so no two masks can claim one place."""
+    onto = random_canvas(seed, (0, 12))
+    for layer in onto.layers.values():
+        for name in WANTED:
+            for voxel, value in faint(onto, name).items():
+                holder, score = int(layer.labels.ravel()[voxel]), int(layer.score.ravel()[voxel])
+                assert value <= HALF
+                assert not holder or CATALOGUE.may_overlap(name, CATALOGUE.by_id(holder).name) or value + score <= FULL
 
 
 @settings(max_examples=20)

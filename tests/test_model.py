@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from clseg.errors import WeightsError
-from clseg.network.checkpoint import Checkpoint, fingerprint, save
+from clseg.network.checkpoint import Checkpoint, fingerprint, save, supporter
 from clseg.network.decoder import Decoder
 from clseg.network.encoder import Encoder
 from clseg.network.model import Model, assemble, load_model
-from clseg.network.spec import DecoderSpec, EncoderSpec, Grid, Intensity, Level, Stage
+from clseg.network.spec import DecoderSpec, EncoderSpec, Grid, Intensity, Level, Stage, Supporter
 
 SPEC = EncoderSpec(
     (Level(8, (1, 1, 1), (3, 3, 3), 1), Level(16, (2, 2, 2), (3, 3, 3), 1)),
@@ -27,8 +27,10 @@ def encoder(seed: int = 0) -> Checkpoint:
     return Checkpoint("encoder", SPEC, Encoder(SPEC).state_dict())
 
 
-def decoder(root: Checkpoint, *labels: str, slices: tuple[float, float] | None = None) -> Checkpoint:
-    spec = DecoderSpec((Stage(8, (8,), (3, 3, 3)),), labels)
+def decoder(
+    root: Checkpoint, *labels: str, slices: tuple[float, float] | None = None, supporters: tuple[Supporter, ...] = ()
+) -> Checkpoint:
+    spec = DecoderSpec((Stage(8, (8,), (3, 3, 3)),), labels, supporters=supporters)
     return Checkpoint("decoder", spec, Decoder(spec, SPEC).state_dict(), fingerprint(root.tensors, SPEC), slices)
 
 
@@ -98,3 +100,118 @@ def test_two_files_in_each_others_place_are_refused(tmp_path: Path) -> None:
     save(tmp_path / "d", decoder(root, "liver"))
     with pytest.raises(WeightsError, match="decoder's"):
         load_model(tmp_path / "d", {})
+
+
+# ---- supporters -------------------------------------------------------------------------------------------------------
+
+
+def chain(root: Checkpoint) -> dict[str, Checkpoint]:
+    """`body` supports `liver`, both support `tumour`; `spleen` stands alone.  The helped come first."""
+    body, spleen = decoder(root, "body"), decoder(root, "spleen")
+    liver = decoder(root, "liver", supporters=(supporter("body", body),))
+    tumour = decoder(root, "liver_tumour", supporters=(supporter("liver", liver), supporter("body", body)))
+    return {"tumour": tumour, "spleen": spleen, "liver": liver, "body": body}
+
+
+def window() -> torch.Tensor:
+    return torch.randn(1, 1, 8, 8, 8, generator=torch.Generator().manual_seed(3))
+
+
+def test_supporters_run_before_those_they_support_each_once() -> None:
+    """The tumour needs liver and body, the liver needs body: three runs, body first, in the order of the specs; one answer."""
+    root = encoder()
+    model = assemble(root, chain(root).items())
+    runs: list[str] = []
+    for name, part in model.decoders.items():
+        part.ups[0].register_forward_hook(lambda *_, name=name: runs.append(name))
+    features = model.encoder(window())
+    found = dict(model.logits(features, ["tumour"]))
+    assert list(found) == ["tumour"]
+    assert runs == ["body", "liver", "tumour"]
+    assert model.with_supporters(["tumour", "spleen"]) == ("body", "liver", "tumour", "spleen")
+
+    body = [model.decoders["body"](features)]
+    liver = [model.decoders["liver"](features, [body])]
+    assert torch.equal(found["tumour"][0], model.decoders["tumour"](features, [liver, body]))
+
+
+def test_answers_come_in_the_order_asked() -> None:
+    """A supporter asked for after the decoder that needs it ran already: it answers what it answers alone."""
+    root = encoder()
+    model = assemble(root, chain(root).items())
+    features = model.encoder(window())
+    found = dict(model.logits(features, ["tumour", "spleen", "body"]))
+    assert list(found) == ["tumour", "spleen", "body"]
+    assert torch.equal(found["body"][0], model.decoders["body"](features))
+
+
+def test_supporters_are_known_by_their_weights_not_by_name() -> None:
+    """A file under another name supports all the same; another decoder under the right name does not."""
+    root = encoder()
+    parts = chain(root)
+    parts["body-2024"] = parts.pop("body")
+    parts["body"] = decoder(root, "body")
+    model = assemble(root, parts.items())
+    assert dict(model.supporters) == {"liver": ("body-2024",), "tumour": ("liver", "body-2024")}
+    del parts["body-2024"]
+    ours = fingerprint(parts["body"].tensors, parts["body"].spec)[:12]
+    with pytest.raises(WeightsError, match=f"Decoder 'tumour' is supported by 'body' [0-9a-f]{{12}}, this 'body' is {ours}"):
+        assemble(root, parts.items())
+
+
+def test_a_missing_supporter_is_refused() -> None:
+    """The sentence names both decoders."""
+    root = encoder()
+    parts = chain(root)
+    del parts["liver"]
+    with pytest.raises(WeightsError, match=r"Decoder 'tumour' is supported by 'liver' [0-9a-f]{12}, which is not in this model\."):
+        assemble(root, parts.items())
+
+
+def test_supporters_in_a_circle_are_refused() -> None:
+    """a ← b ← a, and a decoder that supports itself."""
+    root = encoder()
+    left = decoder(root, "a", supporters=(Supporter("b", ("b",), "0" * 64),))
+    right = decoder(root, "b", supporters=(Supporter("a", ("a",), "0" * 64),))
+    with pytest.raises(WeightsError, match=r"in a circle: (a ← b ← a|b ← a ← b)"):
+        assemble(root, [("a", left), ("b", right)])
+    with pytest.raises(WeightsError, match="in a circle: b ← b"):
+        assemble(root, [("b", left)])
+
+
+def test_a_supporter_with_other_labels_is_refused() -> None:
+    """The labels that a spec notes for its supporter are those of the supporter."""
+    root = encoder()
+    body = decoder(root, "body")
+    wrong = replace(supporter("body", body), labels=("trunk",))
+    with pytest.raises(WeightsError, match="expects the labels trunk of its supporter 'body'"):
+        assemble(root, [("body", body), ("liver", decoder(root, "liver", supporters=(wrong,)))])
+
+
+def test_a_supporter_on_another_encoder_is_refused() -> None:
+    """Every part of a model stands on the one encoder, supporters too."""
+    root = encoder()
+    body = decoder(encoder(1), "body")
+    with pytest.raises(WeightsError, match="Decoder 'body' belongs to encoder"):
+        assemble(root, [("liver", decoder(root, "liver", supporters=(supporter("body", body),))), ("body", body)])
+
+
+def test_only_some_decoders_answer() -> None:
+    """The others stay to support; the order of the model is kept."""
+    root = encoder()
+    model = assemble(root, chain(root).items()).answering({"liver", "tumour"})
+    assert list(model.slices) == ["tumour", "liver"]
+    assert set(model.decoders) == {"tumour", "spleen", "liver", "body"}
+
+
+def test_a_supported_decoder_survives_its_file(tmp_path: Path) -> None:
+    """Gate and support heads are stored with the decoder: from files the answer is the same, bit for bit."""
+    root = encoder()
+    parts = chain(root)
+    parts["tumour"].tensors["support.0.gate"].fill_(0.25)
+    for name, part in {"encoder": root, **parts}.items():
+        save(tmp_path / name, part)
+    loaded = load_model(tmp_path / "encoder", {name: tmp_path / name for name in parts})
+    assert float(loaded.decoders["tumour"].support[0].gate) == 0.25
+    answers = [dict(m.logits(m.encoder(window()), ["tumour"]))["tumour"][0] for m in (loaded, assemble(root, parts.items()))]
+    assert torch.equal(*answers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -63,3 +64,35 @@ def test_existing_lists_what_a_run_would_replace(tmp_path):
     assert Output.at(tmp_path, False).existing(["liver", "aorta"]) == [tmp_path / "liver.nii.gz", tmp_path / "run.json"]
     assert Output.at(tmp_path / "x.nii.gz", False).existing(["liver"]) == []
     assert Output.at(Path(tmp_path / "new"), True).existing(["liver"]) == []
+
+
+def test_existing_lists_what_a_run_would_remove(tmp_path):
+    """A label map of an earlier run goes when masks are written, so it counts; one without names beside it is somebody's own."""
+    (tmp_path / "segmentation.nii.gz").touch()
+    assert Output.at(tmp_path, False).existing(["liver"]) == []
+    (tmp_path / "segmentation.labels.json").touch()
+    assert set(Output.at(tmp_path, False).existing(["liver"])) == {tmp_path / "segmentation.nii.gz", tmp_path / "segmentation.labels.json"}
+
+
+def test_masks_are_stale_beside_a_label_map_only_where_an_earlier_run_lists_them(tmp_path):
+    """liver.nii.gz in run.json is stale; spleen.nii.gz, which it does not list, may be somebody's own."""
+    for name in ("liver.nii.gz", "spleen.nii.gz"):
+        (tmp_path / name).touch()
+    assert Output.at(tmp_path, True).stale(["liver", "spleen"]) == []
+    (tmp_path / "run.json").write_text(json.dumps({"files": ["liver.nii.gz", 7]}))
+    assert Output.at(tmp_path, True).stale(["liver", "spleen"]) == [tmp_path / "run.json", tmp_path / "liver.nii.gz"]
+
+
+@pytest.mark.parametrize("content", ["not JSON", "[]", "{}", '{"files": 3}'])
+def test_a_run_json_of_somebody_else_lists_nothing(tmp_path, content):
+    """Whatever is in it, no mask is called stale because of it."""
+    (tmp_path / "liver.nii.gz").touch()
+    (tmp_path / "run.json").write_text(content)
+    assert Output.at(tmp_path, True).stale(["liver"]) == [tmp_path / "run.json"]
+
+
+def test_a_label_map_takes_only_its_own_reports_along(tmp_path):
+    """x.nii.gz: x.statistics.csv is stale, the neighbour's y.statistics.csv and the folder's statistics.csv are not."""
+    for name in ("x.statistics.csv", "y.statistics.csv", "statistics.csv", "liver.nii.gz"):
+        (tmp_path / name).touch()
+    assert Output.at(tmp_path / "x.nii.gz", False).stale(["liver"]) == [tmp_path / "x.statistics.csv"]

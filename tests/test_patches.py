@@ -24,6 +24,8 @@ from clseg.recipe import (
 )
 from clseg.training.examples import IGNORE, Example
 from clseg.training.patches import Patch, Patches
+from clseg.training.synthesis import build_atlas
+from clseg.volume import Volume
 
 SIZE = 48
 PATCH = 16
@@ -39,7 +41,7 @@ def recipe(augment: AugmentRecipe = TURN, *decoders: str, **optim: float) -> Rec
     return Recipe(
         name="t",
         decoder=tuple(DecoderRecipe(name, (f"{name}_1", f"{name}_2")) for name in decoders or ("d",)),
-        dataset=(DatasetRecipe("one", "", ("*",)), DatasetRecipe("two", "", ("*",), weight=3.0)),
+        dataset=(DatasetRecipe("one", index="i.csv"), DatasetRecipe("two", index="i.csv", weight=3.0)),
         seed=11,
         encoder=EncoderRecipe(strides=(1, 2, 2, 2, 1)),
         grid=GridRecipe(patch=(PATCH,) * 3),
@@ -199,3 +201,63 @@ def test_the_body_decides_what_is_outside() -> None:
     assert inside.any()
     assert (patch.image[0][~inside] == -1024).all()
     assert torch.allclose(patch.image[0][inside], torch.tensor(40.0), atol=1e-3)
+
+
+def test_a_mirrored_patch_has_its_labels_mirrored_with_it() -> None:
+    """HU painted as 100 × label stays so; label 2, always on the right otherwise, lies on the left in about half of the patches."""
+    source = both(example(halves(0)), recipe(replace(STRAIGHT, mirror=True)))
+    right = []
+    for seed in range(24):
+        patch = draw(source, seed)
+        hu, target = patch.image[0], patch.targets["d"]
+        clear = (hu - 150).abs() > 0.01
+        assert torch.equal((hu > 150)[clear], (target == 2)[clear])
+        right.append(bool((target[-1] == 2).all()))
+    assert 6 < sum(right) < 18
+
+
+def test_turns_are_turns_where_voxels_are_no_cubes() -> None:
+    """A ball of 24 mm in voxels of 2 × 2 × 4 mm is a ball in every turned patch: as wide in mm along all axes."""
+    spacing = np.array([2.0, 2.0, 4.0])
+    away = (np.indices((SIZE,) * 3) - SIZE // 2) * spacing[:, None, None, None]
+    ball = (np.linalg.norm(away, axis=0) < 12).astype(np.uint8)
+    turn = replace(STRAIGHT, rotation_deg=45.0)
+    plan = replace(recipe(turn), grid=GridRecipe(spacing_mm=(2.0, 2.0, 4.0), patch=(PATCH,) * 3))
+    for seed in range(8):
+        places = np.argwhere(draw(both(example(ball), plan), seed).targets["d"].numpy() == 1) * spacing
+        widths = np.sqrt(np.linalg.eigvalsh(np.cov(places.T)))
+        assert widths.max() / widths.min() < 1.2
+
+
+def synthetic() -> Example:
+    """A label map of two boxes side by side, without a CT; decoder 'd' wants both, and a third that is absent."""
+    values = np.zeros((SIZE,) * 3, np.uint8)
+    values[8:24, 10:38, 10:38] = 1
+    values[24:40, 10:38, 10:38] = 2
+    atlas = build_atlas(Volume(values, np.diag([3.0, 3.0, 3.0, 1.0])), ("d_1", "d_2"))
+    target = np.pad(values, ((20, 20), (20, 20), (0, 0)))  # the atlas's margin of 60 mm
+    point = np.array([[SIZE // 2 + 20, SIZE // 2 + 20, SIZE // 2]], np.int16)
+    return Example("case", "one", None, {"d": target}, {"d": (True, True)}, {"d": (point, point)}, atlas)
+
+
+@pytest.fixture(scope="module")
+def made_up() -> Patches:
+    return both(synthetic(), recipe())
+
+
+def test_a_synthetic_case_gives_patches_like_any_other(made_up: Patches) -> None:
+    """Image and target of the patch's shape; the target shows both boxes, label 2 to the right of label 1."""
+    patch = draw(made_up, 3)
+    assert tuple(patch.image.shape) == (1, *(PATCH,) * 3)
+    target = patch.targets["d"]
+    assert target.dtype == torch.uint8
+    x = torch.arange(PATCH).view(-1, 1, 1).expand(target.shape).float()
+    assert x[target == 2].mean() > x[target == 1].mean()
+
+
+def test_synthetic_patches_follow_from_seed_and_iteration(made_up: Patches) -> None:
+    """The same iteration gives the same CT again, to the last bit; another a different one."""
+    first, again, other = made_up.batch(4), made_up.batch(4), made_up.batch(5)
+    assert torch.equal(first[1].image, again[1].image)
+    assert torch.equal(first[1].targets["d"], again[1].targets["d"])
+    assert not torch.equal(first[1].image, other[1].image)

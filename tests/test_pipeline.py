@@ -16,7 +16,7 @@ from clseg.phantom import small_phantom
 from clseg.progress import Progress
 from clseg.spatial.orient import to_orientation
 from clseg.volume import Header, Volume
-from tests.lattice import CODES, dice
+from tests.lattice import CODES, dice, faint
 
 
 class Told(Progress):
@@ -116,7 +116,8 @@ def body_by_threshold(scan, network, wanted, catalogue, *_):
     oriented, placement = place(scan, network.spec.grid)
     sure = 1 / (1 + np.exp(-(onto_grid(oriented.array, placement).numpy() + 300) / 150))
     labels = np.where(sure > 0.5, catalogue["body"].id, 0).astype(np.uint16)
-    return [Layer(labels, np.round(255 * np.maximum(sure, 1 - sure)).astype(np.uint8))], placement, []
+    score = np.where(labels > 0, np.round(255 * sure), 0).astype(np.uint8)
+    return [Layer(labels, score, {catalogue["body"].id: [faint(labels, catalogue["body"].id, sure)]})], placement, []
 
 
 @pytest.mark.parametrize("tilt", [0.02, -0.1, 0.25])
@@ -176,6 +177,51 @@ def test_asking_for_less_changes_nothing_about_it(tiny, scan):
     assert list(alone.names) == ["body"]
     np.testing.assert_array_equal(alone.mask("body"), everything.mask("body"))
     assert set(alone.facts["model"]["weights"]) == {"tiny-encoder", "tiny-trunk"}
+
+
+def test_what_else_a_model_holds_changes_nothing(tiny_model, own_home, scan):
+    """The same decoders beside others: masks of what was asked for are the same bytes, for one that has no rival and for two that have."""
+    few = {"trunk": ("body",), "lungs": ("lung_left", "lung_right")}
+    tiny_model(few)
+    before = masks(segment(scan, model="tiny"))
+    tiny_model({**few, "abdomen": ("liver", "spleen"), "own": ("my_organ",)})
+    after = masks(segment(scan, roi=["body", "lungs"], model="tiny"))
+    assert before.keys() == after.keys()
+    assert all((before[name] == after[name]).all() for name in before)
+
+
+@pytest.mark.parametrize("kind", [">i2", ">f4", ">f8"])
+def test_byte_order_does_not_matter(tiny, scan, kind):
+    """A big-endian array, as some files hold, gives the masks of the same numbers."""
+    swapped = segment(Volume(scan.array.astype(kind), scan.affine), model="tiny")
+    np.testing.assert_array_equal(swapped.labels.array, segment(scan, model="tiny").labels.array)
+
+
+@pytest.mark.parametrize("pathological", [True, False, "yes", None])
+def test_the_card_of_a_decoder_says_that_it_knows_pathological_cases(tiny_model, scan, monkeypatch, pathological):
+    """Only `"pathological": true` does; the canvas hears of it."""
+    from clseg import pipeline
+    from clseg.inference import merge
+    from clseg.network import checkpoint
+
+    tiny_model()
+    header = checkpoint.read_header
+
+    def with_card(path):
+        found = header(path)
+        return {**found, "card": {"pathological": pathological}} if "lungs" in path.name else found
+
+    heard = []
+
+    class Canvas(merge.Canvas):
+        def __post_init__(self):
+            heard.append(self.pathological)
+            super().__post_init__()
+
+    monkeypatch.setattr(checkpoint, "read_header", with_card)
+    monkeypatch.setattr(merge, "Canvas", Canvas)
+    pipeline.segment(scan, roi="lungs", model="tiny")
+    assert heard == [frozenset({"tiny-lungs"}) if pathological is True else frozenset()]
 
 
 def test_the_step_is_heeded(tiny, scan):

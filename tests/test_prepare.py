@@ -65,11 +65,42 @@ def test_the_lattice_does_not_depend_on_how_finely_the_scan_is_stored():
         np.testing.assert_allclose(coarse.mean(), fine.mean(), atol=1e-6)
 
 
+@settings(max_examples=15)
+@given(
+    spacing=st.tuples(*[st.floats(4.0, 8.0)] * 3),
+    centre=st.tuples(*[st.floats(-40.0, 40.0)] * 3),
+    radius=st.floats(25.0, 50.0),
+)
+def test_what_is_computed_begins_and_ends_on_eights(spacing, centre, radius):
+    """Both ends of the box are multiples of 8 lattice voxels or the lattice's own end, and the body is inside."""
+    shape = tuple(round(240 / s) for s in spacing)
+    scan = body("RAS", shape, spacing, centre, radius)
+    oriented, placement = place(scan, Grid("RAS", (3.0, 3.0, 3.0), (16, 16, 16)))
+    for part, m in zip(placement.box, placement.lattice, strict=True):
+        assert part.start % 8 == 0
+        assert part.stop % 8 == 0 or part.stop == m
+    points = world(oriented)[oriented.array > -300]
+    inside = model_world(oriented, placement).reshape(-1, 3)
+    assert (points.min(axis=0) >= inside.min(axis=0) - 1.5).all()
+    assert (points.max(axis=0) <= inside.max(axis=0) + 1.5).all()
+
+
+def test_copies_with_other_voxels_are_computed_on_the_same_voxels():
+    """The same body in voxels half as large: not only the lattice but the box in it is the same, so windows fall on the same places."""
+    grid = Grid("RAS", (4.0, 4.0, 4.0), (16, 16, 16))
+    boxes = []
+    for shape, spacing in (((60, 66, 72), (4.0, 4.0, 4.0)), ((120, 132, 144), (2.0, 2.0, 2.0))):
+        _, placement = place(body("RAS", shape, spacing, (10.0, -4.0, 7.0), 60.0), grid)
+        boxes.append(placement.box)
+    assert boxes[0] == boxes[1]
+    assert boxes[0] != tuple(slice(0, n) for n in (60, 66, 72))
+
+
 def test_air_around_the_body_is_cut_off():
-    """A ball of 45 mm in a scan of 300 mm: less than half of each axis is computed."""
+    """A ball of 45 mm in a scan of 300 mm: 90 mm and margins, in steps of 24 mm, are at most 56 of 100 voxels along each axis."""
     scan = body("RAS", (100, 100, 100), (3.0, 3.0, 3.0))
     _, placement = place(scan, Grid("RAS", (3.0, 3.0, 3.0), (16, 16, 16)))
-    assert max(placement.shape) < 50
+    assert max(placement.shape) <= 56
 
 
 def test_same_spacing_changes_no_number():

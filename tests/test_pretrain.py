@@ -16,7 +16,8 @@ from clseg.errors import TrainingError
 from clseg.recipe import Recipe, to_dict
 from clseg.training.average import Average
 from clseg.training.loop import Step
-from clseg.training.pretrain import Metrics, Reports, pretrain
+from clseg.training.pretrain import pretrain
+from clseg.training.run import Metrics, Reports
 from clseg.training.state import read_average
 from tests.small_dataset import tiny_recipe
 
@@ -87,10 +88,10 @@ def test_metrics_have_a_row_per_iteration(recipe: Recipe, tmp_path: Path) -> Non
     """Iteration, rate and seconds, then the loss of every decoder in the recipe's order, empty where none learned."""
     pretrain(recipe, tmp_path / "run")
     head, *body = rows(tmp_path / "run")
-    assert head == ["iteration", "rate", "seconds", "lungs", "solid", "body"]
-    assert [int(row[0]) for row in body] == [1, 2, 3, 4, 5, 6]
-    assert all(float(row[3]) > 0 for row in body)
-    assert all(cell == "" or float(cell) >= 0 for row in body for cell in row[3:])
+    assert head == ["stage", "iteration", "rate", "seconds", "lungs", "solid", "body"]
+    assert [int(row[1]) for row in body] == [1, 2, 3, 4, 5, 6]
+    assert all(float(row[4]) > 0 for row in body)
+    assert all(cell == "" or float(cell) >= 0 for row in body for cell in row[4:])
 
 
 def test_metrics_are_means_over_twenty_iterations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,7 +101,7 @@ def test_metrics_are_means_over_twenty_iterations(tmp_path: Path, monkeypatch: p
     for i in range(1, 31):
         metrics(Step(i, {"a": float(i)}, 0.5, 2.0))
     metrics.close()
-    assert rows(tmp_path)[1:] == [["20", "0.5", "2.000", "10.5000", ""]]
+    assert rows(tmp_path)[1:] == [["train", "20", "0.5", "2.000", "10.5000", ""]]
 
 
 @pytest.mark.parametrize(("stop", "error", "saved"), [(4, PowerCut, 3), (3, PowerCut, 3), (2, PowerCut, None), (4, KeyboardInterrupt, 4)])
@@ -126,14 +127,14 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
     resumed = pretrain(recipe, run, resume=True, reports=Reports(step=lambda step: steps.append(step.iteration)))
     assert steps == list(range((saved or 0) + 1, 7))
     assert contents(resumed) == straight
-    without_seconds = [[row[:2] + row[3:] for row in rows(tmp_path / name)] for name in ("straight", "killed")]
+    without_seconds = [[row[:3] + row[4:] for row in rows(tmp_path / name)] for name in ("straight", "killed")]
     assert without_seconds[0] == without_seconds[1]
 
 
 def test_whoever_listens_may_end_a_run(recipe: Recipe, tmp_path: Path) -> None:
     """`stop` is asked after every step; True ends the run there with its state saved, and it goes on to the same bytes."""
     straight = contents(pretrain(recipe, tmp_path / "straight"))
-    answers = iter([False, False, False, False, True])
+    answers = iter([False] * 2 + [False, False, False, False, True])  # two cases, then steps
     with pytest.raises(KeyboardInterrupt):
         pretrain(recipe, tmp_path / "run", reports=Reports(stop=lambda: next(answers)))
     assert done(tmp_path / "run") == 5

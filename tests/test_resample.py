@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clseg.spatial.resample import axis_weights, covering_shape, resample
+from clseg.spatial.resample import axis_weights, covering_shape, interpolate, resample
 
 sizes = st.integers(1, 40)
 edges = st.floats(0.4, 8.0)
@@ -101,6 +102,14 @@ def test_the_same_lattice_gives_the_same_numbers(shape, spacing):
     out = resample(array, spacing, shape, spacing)
     assert out.dtype == torch.float32
     assert torch.equal(out, array.float())
+
+
+@pytest.mark.parametrize("kind", [">i2", ">u2", ">f4", ">f8", "<i2", "<i4", "u1"])
+def test_byte_order_does_not_matter(kind):
+    """Files may be big-endian, which torch does not know: the numbers are those of the same array in this machine's order."""
+    native = np.random.default_rng(0).integers(0, 200, (5, 4, 6))
+    weights = [axis_weights(n, 2.0, 7, 1.5) for n in native.shape]
+    assert torch.equal(interpolate(native.astype(kind), weights), interpolate(native.astype(np.float32), weights))
 
 
 @given(shapes, spacings, shapes, spacings, st.sampled_from([(0,), (1,), (2,), (0, 1), (0, 1, 2)]))

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clseg.inference.merge import Layer
+from clseg.catalogue import Catalogue
+from clseg.inference.merge import Canvas, Layer
+from clseg.inference.predictor import Slab
 from clseg.inference.prepare import Placement, place
 from clseg.inference.restore import restore
 from clseg.network.spec import Grid
 from clseg.volume import Volume
-from tests.lattice import CODES, affine_of, dice, inside_mm, model_world, soft_layer, world
+from tests.lattice import CODES, affine_of, dice, faint, inside_mm, model_world, soft_layer, world
 
 MODEL = Grid("RAS", (3.0, 3.0, 3.0), (16, 16, 16))
 LIVER, SPLEEN = 101, 4711
@@ -114,11 +117,10 @@ def test_two_that_touch_leave_no_gap_and_meet_where_they_should(spacing, axis):
     oriented, placement = place(scan, MODEL)
     points = model_world(oriented, placement)
     depths = halves(points, axis)
-    layer = Layer(
-        np.where(inside_mm(points, CENTRE, RADIUS) > 0, np.where(depths[LIVER] >= depths[SPLEEN], LIVER, SPLEEN), 0).astype(np.uint16),
-        soft_layer(depths).score,
-    )
-    found = restore(layer, placement, scan)
+    soft = soft_layer(depths)
+    labels = np.where(inside_mm(points, CENTRE, RADIUS) > 0, np.where(depths[LIVER] >= depths[SPLEEN], LIVER, SPLEEN), 0).astype(np.uint16)
+    score = np.where(labels > 0, np.maximum(soft.score, 128), 0).astype(np.uint8)
+    found = restore(Layer(labels, score, soft.faint), placement, scan)
     here = world(scan)
     deep = inside_mm(here, CENTRE, RADIUS) > 4
     assert (found[deep] > 0).all()
@@ -134,8 +136,9 @@ def test_a_small_structure_between_large_ones_is_not_lost():
     points = model_world(oriented, placement)
     large, small = inside_mm(points, CENTRE, RADIUS), inside_mm(points, CENTRE, 9.0)
     labels = np.where(small > 0, SPLEEN, np.where(large > 0, LIVER, 0)).astype(np.uint16)
-    sure = 1 / (1 + np.exp(-np.minimum(np.abs(small), np.abs(large)) / 2))
-    found = restore(Layer(labels, np.round(sure * 255).astype(np.uint8)), placement, scan)
+    likely = {SPLEEN: 1 / (1 + np.exp(-small / 2)), LIVER: 1 / (1 + np.exp(-np.minimum(large, -small) / 2))}
+    score = np.where(labels > 0, np.round(np.maximum(*likely.values()) * 255), 0).astype(np.uint8)
+    found = restore(Layer(labels, score, {i: [faint(labels, i, p)] for i, p in likely.items()}), placement, scan)
     here = world(scan)
     assert dice(found == SPLEEN, inside_mm(here, CENTRE, 9.0) > 0) > 0.9
     assert dice(found > 0, inside_mm(here, CENTRE, RADIUS) > 0) > 0.98
@@ -179,6 +182,71 @@ def test_a_winner_with_less_than_half_the_probability_keeps_its_place():
     layer = Layer(labels, np.where(labels > 0, 102, 250).astype(np.uint8))
     found = restore(layer, placement, scan) == LIVER
     assert dice(found, inside_mm(world(scan), CENTRE, RADIUS) > 0) > 0.95
+
+
+# ---- a mask does not depend on what else was asked for ----------------------------------------------------------------
+
+ORGANS = {name: Catalogue.builtin()[name] for name in ("liver", "spleen", "gallbladder")}
+HERE, THERE = np.array([-25.0, 0.0, 0.0]), np.array([30.0, 0.0, 0.0])
+
+
+def painted(asked: tuple[str, ...], scan: Volume, fields: dict[str, np.ndarray], shared: bool = False) -> np.ndarray:
+    """The restored layer when each organ is painted by a decoder of its own, or all of them by one."""
+    _, placement = place(scan, MODEL)
+    canvas = Canvas(placement.shape, tuple(ORGANS[name] for name in asked), Catalogue.builtin(), placement.spacing)
+    groups = [tuple(fields)] if shared else [(name,) for name in asked]
+    probabilities = {}
+    for names in groups:
+        stack = torch.from_numpy(np.stack([fields[name] for name in names])).float()
+        probabilities["+".join(names)] = torch.cat([(1 - stack.sum(0, keepdim=True)).clamp(min=0), stack])
+    canvas.paint(Slab(0, probabilities), {"+".join(names): names for names in groups})
+    (layer,) = canvas.layers.values()
+    return restore(layer, placement, scan)
+
+
+def two_balls(scan: Volume, noise: float, seed: int, softness_mm: float = 2.0) -> dict[str, np.ndarray]:
+    """Probabilities of a liver on one side and a spleen on the other; all around, the spleen is possible up to `noise`."""
+    points = model_world(*place(scan, MODEL))
+    liver, spleen = (0.9 / (1 + np.exp(-inside_mm(points, centre, 18.0) / softness_mm)) for centre in (HERE, THERE))
+    anywhere = np.random.default_rng(seed).uniform(0, noise, liver.shape)
+    return {"liver": liver, "spleen": np.maximum(spleen, np.minimum(anywhere, 1 - liver))}
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["own decoders", "one decoder"])
+@pytest.mark.parametrize("spacing", [(1.5, 1.5, 1.5), (3.0, 3.0, 3.0), (1.3, 2.7, 5.0), (6.0, 6.0, 6.0)])
+def test_a_mask_is_the_same_alone_and_beside_another_that_it_never_meets(spacing, shared):
+    """Liver asked alone and with a spleen that wins nothing near it, though it is possible everywhere: not one voxel differs, nor does the spleen."""
+    scan = soft_tissue("LPS", spacing)
+    fields = two_balls(scan, noise=0.3, seed=1)
+    both = painted(("liver", "spleen"), scan, fields, shared)
+    for name in ("liver", "spleen"):
+        alone = painted((name,), scan, fields, shared)
+        assert (both == ORGANS[name].id).sum() > 0
+        np.testing.assert_array_equal(alone == ORGANS[name].id, both == ORGANS[name].id)
+
+
+@settings(max_examples=8)
+@given(st.integers(0, 2**31), st.floats(0.05, 0.45))
+def test_a_structure_that_is_nowhere_found_changes_nothing(seed, noise):
+    """A gallbladder that is possible everywhere and wins nowhere leaves liver and spleen as they are, bit by bit."""
+    scan = soft_tissue("RAS", (2.0, 2.0, 4.0), extent_mm=110.0)
+    fields = two_balls(scan, noise=0.0, seed=0, softness_mm=0.5)
+    nowhere = np.random.default_rng(seed).uniform(0, noise, fields["liver"].shape)
+    without = painted(("liver", "spleen"), scan, fields)
+    np.testing.assert_array_equal(painted(("liver", "spleen", "gallbladder"), scan, {**fields, "gallbladder": nowhere}), without)
+
+
+def test_where_two_touch_neither_loses_what_it_has_alone():
+    """A spleen right beside the liver takes only what nobody had, or what it is surer of on the model's grid."""
+    scan = soft_tissue("RAS", (1.5, 1.5, 1.5))
+    points = model_world(*place(scan, MODEL))
+    across = points[..., 0] - CENTRE[0]
+    ball = inside_mm(points, CENTRE, 30.0)
+    fields = {name: 0.9 / (1 + np.exp(-np.minimum(ball, side) / 2)) for name, side in (("liver", across), ("spleen", -across))}
+    both = painted(("liver", "spleen"), scan, fields)
+    for name in fields:
+        alone = painted((name,), scan, fields) == ORGANS[name].id
+        assert (both == ORGANS[name].id)[alone].all()
 
 
 @settings(max_examples=15)

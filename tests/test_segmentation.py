@@ -124,6 +124,24 @@ def test_a_mask_of_an_earlier_run_does_not_stay(tmp_path):
     assert files_in(tmp_path) == {"body.nii.gz", "aorta.nii.gz", "run.json"}
 
 
+@pytest.mark.parametrize("first", [{"statistics": True, "preview": True}, {"statistics": True, "multilabel": True, "preview": True}])
+def test_reports_of_an_earlier_run_do_not_stay(tmp_path, first):
+    """Statistics, preview and label map of yesterday's scan beside today's masks would be believed: they go, other files stay."""
+    segmentation().save(tmp_path, **first)
+    (tmp_path / "notes.txt").touch()
+    files = segmentation(liver=False).save(tmp_path)
+    assert files_in(tmp_path) == {"body.nii.gz", "run.json", "notes.txt"}
+    assert {file.name for file in files} == {"body.nii.gz", "run.json"}
+
+
+def test_masks_of_an_earlier_run_do_not_stay_beside_a_label_map(tmp_path):
+    """Those of structures asked for now; a mask that no run lists stays."""
+    segmentation().save(tmp_path)
+    (tmp_path / "spleen.nii.gz").touch()
+    segmentation().save(tmp_path, multilabel=True)
+    assert files_in(tmp_path) == {"segmentation.nii.gz", "segmentation.labels.json", "run.json", "spleen.nii.gz"}
+
+
 def test_the_run_manifest_says_what_came_out(tmp_path):
     """Found, empty, out of range, stages, files, and the facts of the run."""
     segmentation(model={"name": "tiny"}).save(tmp_path, statistics=True)
@@ -222,6 +240,37 @@ def test_a_disk_too_full_is_told_before_anything_is_written(tmp_path, monkeypatc
     with pytest.raises(OutputError, match=r"1\.0 kB are free"):
         segmentation().save(tmp_path)
     assert files_in(tmp_path) == set()
+
+
+def test_a_disk_that_fills_while_writing_leaves_whole_files_alone(tmp_path, monkeypatch):
+    """The second mask meets a full disk: one sentence, the first mask whole, no half file, no run.json, and yesterday's statistics are gone."""
+    import os
+
+    from clseg.io import files
+
+    segmentation().save(tmp_path, statistics=True)
+    create, made = files._create, []
+
+    def full(part: Path, mode: str):
+        made.append(part)
+        return create(part, mode) if len(made) == 1 else os.fdopen(os.open("/dev/full", os.O_WRONLY), "wb")
+
+    monkeypatch.setattr(files, "_create", full)
+    with pytest.raises(OutputError, match=r"liver\.nii\.gz' cannot be written: the disk is full"):
+        segmentation().save(tmp_path)
+    assert files_in(tmp_path) == {"body.nii.gz", "liver.nii.gz", "gtv_liver.nii.gz"}  # the last two are whole, of the run before
+    for file in tmp_path.iterdir():
+        assert np.asarray(nib.load(file).dataobj).any()
+
+
+@pytest.mark.parametrize("output", ["out", "out/x.nii.gz", "out/x.nii"])
+def test_what_is_said_to_be_needed_is_enough(tmp_path, output):
+    """The bytes written, with statistics and a preview, are fewer than the estimate before writing."""
+    from clseg.output import Output
+
+    found = segmentation()
+    files = found.save(tmp_path / output, statistics=True, preview=True)
+    assert sum(file.stat().st_size for file in files) < found._bytes_needed(Output.at(tmp_path / output, False))
 
 
 def test_two_runs_may_remove_the_same_old_mask(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 
 import pytest
@@ -19,6 +20,7 @@ from clseg.network.spec import (
     Intensity,
     Level,
     Stage,
+    Supporter,
     decoder_from_dict,
     encoder_from_dict,
     paper_decoder,
@@ -69,9 +71,11 @@ grids = st.builds(
 intensities = st.builds(Intensity, st.floats(-2000, -1), st.floats(1, 3000), st.floats(-500, 500), st.floats(0.1, 1000))
 levels = st.builds(Level, st.integers(1, 512), triples, triples, st.integers(1, 4))
 encoders = st.builds(EncoderSpec, st.lists(levels, min_size=2, max_size=7).map(tuple), grids, intensities, st.integers(1, 3))
-stages = st.builds(Stage, st.integers(1, 512), st.lists(st.integers(1, 512), min_size=1, max_size=4).map(tuple), triples)
+skips = st.none() | st.sets(st.integers(0, 511), max_size=9).map(lambda channels: tuple(sorted(channels)))
+stages = st.builds(Stage, st.integers(1, 512), st.lists(st.integers(1, 512), min_size=1, max_size=4).map(tuple), triples, skips)
 names = st.lists(st.text(min_size=1), min_size=1, unique=True).map(tuple)
-decoders = st.builds(DecoderSpec, st.lists(stages, min_size=1, max_size=6).map(tuple), names, st.booleans())
+supporters = st.lists(st.builds(Supporter, st.text(min_size=1), names, st.text()), max_size=3, unique_by=lambda one: one.name).map(tuple)
+decoders = st.builds(DecoderSpec, st.lists(stages, min_size=1, max_size=6).map(tuple), names, st.booleans(), supporters)
 
 
 @given(encoders)
@@ -84,6 +88,33 @@ def test_an_encoders_spec_survives_json(spec: EncoderSpec) -> None:
 def test_a_decoders_spec_survives_json(spec: DecoderSpec) -> None:
     """decoder_from_dict undoes to_dict, through JSON text; labels may be in any script."""
     assert decoder_from_dict(json.loads(json.dumps(to_dict(spec)))) == spec
+
+
+def test_fields_of_later_versions_leave_older_specs_as_they_were() -> None:
+    """Without a choice of skips and without supporters the JSON is that of version 0.1, so fingerprints stay; and that JSON is read."""
+    text = json.dumps(to_dict(paper_decoder(("liver",))), sort_keys=True)
+    assert hashlib.sha256(text.encode()).hexdigest() == "2791b040a1c672b6676c390d9230ab4411ca66852496d479d4ad28971cbf5b97"
+    old = {"stages": [{"up": 8, "convs": [8], "kernel": [3, 3, 3]}], "labels": ["liver"], "last_activation": False}
+    assert decoder_from_dict(old) == DecoderSpec((Stage(8, (8,), (3, 3, 3), skip=None),), ("liver",), supporters=())
+
+
+@pytest.mark.parametrize("skip", [(1, 0), (0, 0), (-1, 2), ("0", "1"), (0.5,)])
+def test_skip_channels_are_rising_indices(skip: tuple) -> None:
+    """Unordered, repeated, negative and other things are no channels; none at all is a choice."""
+    with pytest.raises(WeightsError, match="indices from 0, rising, each once"):
+        Stage(8, (8,), (3, 3, 3), skip)
+    assert Stage(8, (8,), (3, 3, 3), ()).skip == ()
+
+
+def test_supporters_are_complete_and_named_once() -> None:
+    """The same name twice, a supporter without fingerprint and a list that is none are refused."""
+    plain = to_dict(paper_decoder(("liver",)))
+    one = {"name": "body", "labels": ["body"], "fingerprint": "0123"}
+    with pytest.raises(WeightsError, match="each of its supporters once, given body, body"):
+        decoder_from_dict({**plain, "supporters": [one, one]})
+    for wrong in ([{"name": "body", "labels": ["body"]}], [{**one, "gate": 1}], None, [1]):
+        with pytest.raises(WeightsError, match="not usable"):
+            decoder_from_dict({**plain, "supporters": wrong})
 
 
 @pytest.mark.parametrize("key", ["levels", "grid", "intensity", "channels", "norm"])

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from clseg.catalogue import Catalogue
+from clseg.errors import UsageError
 from clseg.io.files import read
 from clseg.recipe import Recipe
 from clseg.segmentation import Segmentation
@@ -76,6 +77,13 @@ def test_a_structure_that_the_model_does_not_hold_is_not_scored(recipe: Recipe, 
     """A model without the liver has no score for it; a case with nothing to score is left out."""
     answer(lambda masks: {"liver": masks["liver"]})
     assert {case: set(scores) for case, scores in validate(recipe, split="train").items()} == {"a": {"liver"}}
+
+
+def test_a_split_without_cases_is_a_usage_error(recipe: Recipe, answer: Callable) -> None:
+    """`vall` is answered with the splits there are, not with an empty table."""
+    answer(lambda masks: masks)
+    with pytest.raises(UsageError, match=r"no case .* split 'vall' .* there are: train, val\."):
+        validate(recipe, split="vall")
 
 
 def test_the_model_runs_as_a_user_runs_it(recipe: Recipe, answer: Callable) -> None:

@@ -6,7 +6,10 @@ import typer
 
 from clseg.cli.console import INTERRUPTED
 from clseg.cli.demo import demo
+from clseg.cli import recipe
+from clseg.cli.cases import cases
 from clseg.cli.evaluate import evaluate
+from clseg.cli.learn import learn, prune, update
 from clseg.cli.rois import rois
 from clseg.cli.segment import run
 from clseg.cli.train import export, train
@@ -18,8 +21,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.callback(invoke_without_command=True)(run)
-for command in (demo, rois, evaluate, train, export):
+for command in (demo, rois, evaluate, train, learn, update, prune, export, cases):
     app.command()(command)
+app.add_typer(recipe.app, name="recipe")
 
 
 def main() -> None:

@@ -43,9 +43,10 @@ def evaluate(
 
 
 def _evaluate_pair(prediction: Path, reference: Path, output: Path | None, terminal: Terminal) -> None:
+    from clseg.cli.progress import Bars
     from clseg.evaluate import HEADER, evaluate, to_rows
 
-    scores = evaluate(prediction, reference)
+    scores = evaluate(prediction, reference, report=Bars(terminal))
     table = [[str(r[0]), *(_number(v) for v in r[1:])] for r in to_rows(scores)]
     terminal.table("", HEADER, table)
     if output is not None:
@@ -62,10 +63,10 @@ def _evaluate_recipe(recipe: Path, split: str, model: str, device: str, output: 
     cases = validate(read_recipe(recipe), split=split, model=model, device=device, report=Bars(terminal))
     summary = summarise(cases.values())
     rows = [
-        [name, str(s["cases"]), _number(s["dice"]), _interval(s["dice_interval"]), _number(s["surface_dice"]), _number(s["hd95_mm"])]
+        [name, str(s["cases"]), str(s["missed"]), _number(s["dice"]), _interval(s["dice_interval"]), _number(s["surface_dice"]), _number(s["hd95_mm"])]
         for name, s in summary.items()
     ]
-    header = ["structure", "cases", "dice", "95 % interval", "surface dice 3 mm", "HD95 mm"]
+    header = ["structure", "cases", "missed", "dice", "95 % interval", "surface dice 3 mm", "HD95 mm"]
     terminal.table(f"Model '{model}' on {len(cases)} cases of '{split}'", header, rows)
     if output is not None:
         by_case = {case: {n: asdict(s) for n, s in scores.items()} for case, scores in cases.items()}

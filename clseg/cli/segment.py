@@ -41,6 +41,8 @@ def run(
     Not a medical device: for research only, not for diagnosis or treatment.
     """
     if context.invoked_subcommand is not None:
+        with exit_codes(Terminal()):
+            refuse_options_before(context)
         return
     terminal = Terminal(quiet=quiet, verbose=verbose)
     with exit_codes(terminal):
@@ -56,7 +58,7 @@ def run(
             missing = "-i/--input" if input is None else "-o/--output"
             raise UsageError(f"{missing} is missing.", tip="clseg -i ct.nii.gz -o out/")
         names = list(roi or ["all"])
-        check_call(input, output, names, model, multilabel, overwrite)
+        check_call(input, output, names, model, device, multilabel, overwrite)
         options = {"model": model, "device": device, "step": step, "threads": threads, "offline": offline}
         result = segment_and_save(
             input, output, names, terminal, options, {"multilabel": multilabel, "statistics": stats, "preview": preview}
@@ -64,10 +66,22 @@ def run(
         report(result, output, terminal)
 
 
-def check_call(input: Path, output: Path, roi: list[str], model: str, multilabel: bool, overwrite: bool) -> None:
-    """Refuse what is wrong with the call before anything heavy is loaded or read."""
+def refuse_options_before(context: typer.Context) -> None:
+    """UsageError for options of the main job in front of a subcommand: they would mean nothing there."""
+    sources = {p.opts[0]: context.get_parameter_source(p.name or "") for p in context.command.params}
+    if said := [option for option, source in sources.items() if source is not None and source.name == "COMMANDLINE"]:
+        subcommand = context.invoked_subcommand
+        raise UsageError(
+            f"{said[0]} stands before '{subcommand}', where it has no effect.",
+            tip=f"Options of a command follow it: `clseg {subcommand} --help` shows them.",
+        )
+
+
+def check_call(input: Path, output: Path, roi: list[str], model: str, device: str, multilabel: bool, overwrite: bool) -> None:
+    """Refuse what is wrong with the call before anything heavy is loaded, read or made."""
     from clseg.catalogue import Catalogue
-    from clseg.io.files import check_writable, existing, prepare_folder
+    from clseg.inference.device import check_spelling
+    from clseg.io.files import check_writable, existing
     from clseg.output import Output
     from clseg.weights.cache import manifest
 
@@ -80,7 +94,7 @@ def check_call(input: Path, output: Path, roi: list[str], model: str, multilabel
         raise UsageError(f"The output would replace the input {input}.", tip="Choose another output.")
     if found and not overwrite:
         raise UsageError(f"{found[0]} is there already.", tip="Choose another output, or allow --overwrite.")
-    prepare_folder(place.folder)
+    check_spelling(device)
     check_writable(place.folder, 1_000_000)
 
 
@@ -104,5 +118,8 @@ def report(result: Segmentation, output: Path, terminal: Terminal) -> None:
     found, wanted = len(result.present), len(result.wanted)
     seconds = sum(lap.seconds for lap in result.stopwatch.laps)
     terminal.note(f"{found} of {wanted} structures found in {seconds:.1f} s, written to {output}")
-    if missing := [a.name for a in result.wanted if a not in result.present]:
-        terminal.note(f"not in this scan: {', '.join(missing)}")
+    missing = [a.name for a in result.wanted if a not in result.present]
+    if absent := [name for name in missing if name not in result.out_of_range]:
+        terminal.note(f"looked for and not found: {', '.join(absent)}")
+    if beyond := [name for name in missing if name in result.out_of_range]:
+        terminal.note(f"not looked for, as the scan does not reach their part of the body: {', '.join(beyond)}")

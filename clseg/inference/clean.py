@@ -6,17 +6,15 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from clseg.catalogue import Anatomy
-from clseg.inference.merge import FULL, Layer
-
-SPECK_ML = 0.1  # pieces below this are noise on a 3 mm grid (about four voxels)
+from clseg.catalogue import SPECK_ML, Anatomy
+from clseg.inference.merge import Layer
 
 
 def clean(layer: Layer, anatomies: Iterable[Anatomy], voxel_mm3: float) -> None:
-    """Remove pieces in place: all but the largest of single-component structures, specks of the others.
+    """Remove pieces in place: all but the largest of single-component structures, of the others those below `min_piece_ml`.
 
-    A structure that is nothing but specks is removed altogether.  Pieces are
-    26-connected.
+    The largest piece stays however small, for a thin scan may show no more of it,
+    unless it is a speck.  Pieces are 26-connected.
     """
     from scipy import ndimage
 
@@ -25,19 +23,17 @@ def clean(layer: Layer, anatomies: Iterable[Anatomy], voxel_mm3: float) -> None:
         if anatomy.id <= len(boxes) and boxes[anatomy.id - 1] is not None:
             box = boxes[anatomy.id - 1]
             mask = layer.labels[box] == anatomy.id
-            dropped = mask & ~_kept(mask, anatomy.single_component, voxel_mm3)
+            dropped = mask & ~_kept(mask, anatomy, voxel_mm3)
             layer.labels[box][dropped] = 0
-            layer.score[box][dropped] = FULL
+            layer.score[box][dropped] = 0
 
 
-def _kept(mask: np.ndarray, single: bool, voxel_mm3: float) -> np.ndarray:
+def _kept(mask: np.ndarray, anatomy: Anatomy, voxel_mm3: float) -> np.ndarray:
     import cc3d
 
     pieces, count = cc3d.connected_components(mask.view(np.uint8), connectivity=26, return_N=True)
     sizes = np.bincount(pieces.ravel(), minlength=count + 1)
     sizes[0] = 0
-    enough = sizes * voxel_mm3 >= SPECK_ML * 1000
-    enough[0] = False
-    if single:  # of equally large pieces the first
-        enough &= np.arange(count + 1) == sizes.argmax()
-    return enough[pieces]
+    largest = np.arange(count + 1) == sizes.argmax()  # of equally large ones the first
+    others = np.zeros(count + 1, bool) if anatomy.single_component else sizes * voxel_mm3 >= anatomy.min_piece_ml * 1000
+    return ((largest | others) & (sizes * voxel_mm3 >= SPECK_ML * 1000))[pieces]

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING
+from contextlib import contextmanager
 
 import torch
 
 from clseg.errors import UsageError
+from clseg.inference.device import check_spelling
 from clseg.network.model import Model
 
-if TYPE_CHECKING:
-    from clseg.network.decoder import Decoder
-
 Logits = tuple[str, torch.Tensor]
+
+_NO_MEMORY = re.compile("DefaultCPUAllocator|not enough memory|can't allocate memory")  # torch has no error of its own for it
 
 
 def choose_device(wanted: str) -> str:
     """`auto`, `cpu`, `cuda`, `cuda:N` or `mps` → the device to use; UsageError when it is not there."""
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]+)?", wanted):
-        raise UsageError(f"Unknown device '{wanted}', expected auto, cpu, cuda, cuda:N or mps.")
+    check_spelling(wanted)
     if wanted == "auto":
         return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     kind, _, number = wanted.partition(":")
@@ -30,12 +29,26 @@ def choose_device(wanted: str) -> str:
     return wanted
 
 
+@contextmanager
+def main_memory() -> Iterator[None]:
+    """MemoryError instead of the plain RuntimeError with which torch says that main memory is used up."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError) or not _NO_MEMORY.search(str(error)):
+            raise
+        raise MemoryError(str(error)) from error
+
+
 class Engine:
     """One encoder pass per batch of windows, then every wanted decoder on its features.
 
+    Decoders that support a wanted one run too, each once a batch, unasked and unheard.
+
     When the device runs out of memory the batch is halved, then results are
     collected in main memory, then everything moves to the CPU; `notify` hears a
-    sentence each time.  Half precision on CUDA, float32 elsewhere.
+    sentence each time.  MemoryError when main memory is used up.  Half precision on
+    CUDA, float32 elsewhere.
     """
 
     def __init__(self, model: Model, device: str = "cpu", *, batch: int | None = None, notify: Callable[[str], None]) -> None:
@@ -44,14 +57,15 @@ class Engine:
         self.batch = batch or (4 if device.startswith("cuda") else 1)
         self.notify = notify
         try:
-            model.to(device)
+            with main_memory():
+                model.to(device)
         except torch.OutOfMemoryError:
             self.notify(f"Out of memory on {device} before the first window: going on with the CPU.")
             self._move_to_cpu()
 
     @torch.inference_mode()
     def __call__(self, tiles: torch.Tensor, decoders: Iterable[str]) -> Iterator[Logits]:
-        """Logits (n, labels + 1, x, y, z) of every decoder for windows (n, 1, x, y, z), on the device `results`.
+        """Logits (n, labels + 1, x, y, z) of every decoder asked for, for windows (n, 1, x, y, z), on the device `results`.
 
         `tiles` has at most `batch` windows when the call begins; if memory runs out
         on the way, the windows are computed in smaller groups.
@@ -59,7 +73,8 @@ class Engine:
         wanted = list(decoders)
         while True:
             try:
-                parts = [list(self._run(part, wanted)) for part in tiles.split(self.batch)]
+                with main_memory():
+                    parts = [list(self._run(part, wanted)) for part in tiles.split(self.batch)]
                 break
             except torch.OutOfMemoryError:
                 self._give_way()
@@ -69,15 +84,16 @@ class Engine:
                 self.notify(f"Apple's GPU cannot do this ({error}): going on with the CPU.")
                 self._move_to_cpu()
         for index, name in enumerate(wanted):
-            yield name, torch.cat([part[index][1] for part in parts])
+            with main_memory():
+                whole = torch.cat([part[index][1] for part in parts])
+            yield name, whole
 
     def _run(self, tiles: torch.Tensor, decoders: list[str]) -> Iterator[Logits]:
         kind = self.device.split(":")[0]
         with torch.autocast(kind, dtype=torch.float16, enabled=kind == "cuda"):
             features = self.model.encoder(tiles.to(self.device, non_blocking=True))
-            for name in decoders:
-                logits = _at_full_resolution(self.model.decoders[name], features, tiles)
-                yield name, logits.to(self.results, torch.float32)
+            for name, logits in self.model.logits(features, decoders):
+                yield name, _at_full_resolution(logits[0], tiles).to(self.results, torch.float32)
 
     def _give_way(self) -> None:
         """One step down; raises again when there is none left."""
@@ -100,9 +116,8 @@ class Engine:
         self.model.to("cpu")
 
 
-def _at_full_resolution(decoder: Decoder, features: list[torch.Tensor], tiles: torch.Tensor) -> torch.Tensor:
+def _at_full_resolution(logits: torch.Tensor, tiles: torch.Tensor) -> torch.Tensor:
     """Logits at the resolution of the window, upsampled where the encoder has a strided stem."""
-    logits = decoder(features)
     if logits.shape[2:] == tiles.shape[2:]:
         return logits
     return torch.nn.functional.interpolate(logits, size=tiles.shape[2:], mode="trilinear")

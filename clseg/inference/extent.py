@@ -1,8 +1,9 @@
 """Extents: which slices can hold the organs of a decoder.
 
 A decoder's checkpoint may carry the range of body-part scores (0 = bottom of the
-pelvis, 1 = top of the head) in which its organs live.  With a score per slice
-the decoder runs and paints only there; without range or scores it runs everywhere.
+pelvis, 1 = top of the head) in which its organs live; a bound of None is open: nobody
+knows where these organs end there.  With a score per slice the decoder runs and
+paints only there; without range or scores it runs everywhere.
 """
 
 from __future__ import annotations
@@ -23,6 +24,13 @@ def extents(model: Model, slices: int, scores: Sequence[float] | None = None) ->
         if wanted is None or scores is None:
             found[name] = (0, slices)
             continue
-        inside = np.flatnonzero((np.asarray(scores) >= wanted[0]) & (np.asarray(scores) <= wanted[1]))
-        found[name] = (int(inside[0]), int(inside[-1]) + 1) if inside.size else None
+        low, high = wanted
+        values = np.asarray(scores, float)
+        inside = np.ones(len(values), bool)
+        if low is not None:
+            inside &= values >= low
+        if high is not None:
+            inside &= values <= high
+        rows = np.flatnonzero(inside)
+        found[name] = (int(rows[0]), int(rows[-1]) + 1) if rows.size else None
     return found

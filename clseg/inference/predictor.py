@@ -12,11 +12,12 @@ from dataclasses import dataclass
 
 import torch
 
-from clseg.inference.engine import Engine
+from clseg.inference.engine import Engine, main_memory
 from clseg.inference.extent import Extent
-from clseg.inference.prepare import AIR_HU, normalise
+from clseg.inference.prepare import normalise
 from clseg.inference.window import gaussian, starts
 from clseg.network.spec import EncoderSpec
+from clseg.volume import AIR_HU
 
 EMPTY_HU = -800.0  # a window without anything denser than this holds no tissue
 CERTAIN = 10.0  # logit of background where nothing was computed
@@ -49,11 +50,15 @@ class Predictor:
         """Slabs of `hu` (x, y, z; HU on the model's grid) from the lowest slice to the highest.
 
         Decoders whose extent is None never run; the others run in windows that meet
-        their extent, and are certain background elsewhere.
+        their extent, and are certain background elsewhere.  Raises MemoryError when
+        main memory is used up.
         """
+        with main_memory():
+            yield from self._slabs(hu, {name: extent for name, extent in extents.items() if extent is not None})
+
+    def _slabs(self, hu: torch.Tensor, running: Mapping[str, Extent]) -> Iterator[Slab]:
         padded, offset = _pad(hu, self.spec.grid.patch)
         xs, ys, zs = self.windows(tuple(hu.shape))
-        running = {name: extent for name, extent in extents.items() if extent is not None}
         rolling = _Rolling(self._channels(running), padded.shape, self.weight)
         for index, z in enumerate(zs):
             needed = [n for n, (low, high) in running.items() if z < high + offset[2] and z + self.weight.shape[2] > low + offset[2]]

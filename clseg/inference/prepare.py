@@ -17,7 +17,8 @@ from clseg.volume import Shape, Spacing, Volume
 if TYPE_CHECKING:
     import torch
 
-AIR_HU = -1024
+
+SNAP = 8  # voxels
 
 
 @dataclass(frozen=True)
@@ -66,9 +67,13 @@ def place(scan: Volume, grid: Grid) -> tuple[Volume, Placement]:
 
 
 def _on_lattice(part: slice, n: int, s: float, m: int, t: float) -> slice:
-    """The voxels of a lattice (`m` of `t` mm) that cover a part of a concentric axis (`n` of `s` mm)."""
+    """The voxels of a lattice (`m` of `t` mm) that cover a part of a concentric axis (`n` of `s` mm).
+
+    Both ends lie on multiples of SNAP or at the lattice's own, so that windows fall
+    on the same places in copies of a scan that are stored with other voxel sizes.
+    """
     first, last = ((edge - n / 2) * s / t + m / 2 for edge in (part.start, part.stop))
-    return slice(max(0, math.floor(first + 1e-3)), min(m, math.ceil(last - 1e-3)))
+    return slice(max(0, math.floor((first + 1e-3) / SNAP) * SNAP), min(m, math.ceil((last - 1e-3) / SNAP) * SNAP))
 
 
 def onto_grid(oriented: np.ndarray, placement: Placement, device: str = "cpu") -> torch.Tensor:

@@ -7,9 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from clseg.errors import InputError
-from clseg.volume import Volume
-
-AIR_HU = -1024
+from clseg.volume import AIR_HU, Volume
 
 _SPACING_MM = (0.05, 20.0)
 _NOT_FINITE_SHARE = 0.01

@@ -279,16 +279,27 @@ def prepare_folder(path: AnyPath) -> Path:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except (FileExistsError, NotADirectoryError) as error:
-        raise UsageError(f"The output folder '{folder}' cannot be made: a file of that name is in its place.") from error
+        raise _in_its_place(folder) from error
     except OSError as error:
         raise _cannot_write(folder, error) from error
     return folder
 
 
 def check_writable(path: AnyPath, need_bytes: int = 0) -> Path:
-    """`prepare_folder`, and prove that `need_bytes` more fit on its disk (OutputError if not)."""
-    folder = prepare_folder(path)
-    free = shutil.disk_usage(folder).free
+    """Prove that files can be made in the folder, or in the nearest one above it that is there, and that `need_bytes` more fit.
+
+    Nothing is created.  Raises UsageError when a file stands in its place, OutputError when it cannot be written to.
+    """
+    folder = Path(path)
+    nearest = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
+    try:
+        with tempfile.TemporaryFile(dir=nearest):
+            pass
+        free = shutil.disk_usage(nearest).free
+    except NotADirectoryError as error:
+        raise _in_its_place(folder) from error
+    except OSError as error:
+        raise _cannot_write(folder, error) from error
     if free < need_bytes:
         raise OutputError(
             f"The disk of '{folder}' is too full: up to {_size(need_bytes)} may be needed, {_size(free)} are free.",
@@ -311,6 +322,10 @@ def _to_disk(stream: IO[Any]) -> None:
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):
             raise
+
+
+def _in_its_place(folder: Path) -> UsageError:
+    return UsageError(f"The output folder '{folder}' cannot be made: a file of that name is in its place.")
 
 
 def _cannot_write(path: AnyPath, error: OSError) -> OutputError:

@@ -3,12 +3,13 @@
 One file holds one part, an encoder or a decoder.  The metadata key `clseg` is a
 JSON object:
 
-    format    1
+    format    1; 2 when tensors are stored sparsely
     kind      "encoder" | "decoder"
     spec      see `clseg.network.spec`
     encoder   decoders only: fingerprint of the encoder they belong to
     card      training data, licence, date …; free JSON
-    slices    decoders only: body-part range [low, high], or null
+    slices    decoders only: body-part range [low, high], an open end null; or null for everywhere
+    sparse    format 2 only: shape and dtype of every sparse tensor, see `clseg.network.sparse`
 """
 
 from __future__ import annotations
@@ -28,8 +29,9 @@ if TYPE_CHECKING:
     from clseg.network.decoder import Decoder
     from clseg.network.encoder import Encoder
 
-FORMAT = 1
+DENSE, SPARSE = 1, 2  # formats
 TensorDict = dict[str, "torch.Tensor"]
+Range = tuple[float | None, float | None]  # body-part scores, 0 = bottom of the pelvis, 1 = top of the head; None: open
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Checkpoint:
     spec: specs.EncoderSpec | specs.DecoderSpec
     tensors: TensorDict
     encoder: str | None = None
-    slices: tuple[float, float] | None = None
+    slices: Range | None = None
     card: dict[str, Any] = field(default_factory=dict)
 
 
@@ -48,34 +50,55 @@ def fingerprint(tensors: TensorDict, spec: Any) -> str:
     """sha256 over a spec and its tensors (names, types, shapes and bytes, in name order).
 
     It names the content, not the file: the same weights have the same
-    fingerprint however they were written.
+    fingerprint however they were written, densely or sparsely.
     """
+    import torch
+
     digest = hashlib.sha256(json.dumps(specs.to_dict(spec), sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.numpy().tobytes())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
 
 
-def save(path: Path, checkpoint: Checkpoint) -> None:
-    """Write `checkpoint` whole or not at all; the same content gives the same bytes."""
-    from safetensors.torch import save as to_bytes
+def supporter(name: str, checkpoint: Checkpoint) -> specs.Supporter:
+    """How the spec of another decoder names this one, called `name`, as a supporter."""
+    if not isinstance(checkpoint.spec, specs.DecoderSpec):
+        raise WeightsError(f"Only a decoder can support another, '{name}' is an {checkpoint.kind}.")
+    return specs.Supporter(name, checkpoint.spec.labels, fingerprint(checkpoint.tensors, checkpoint.spec))
 
+
+def save(path: Path, checkpoint: Checkpoint) -> None:
+    """Write `checkpoint` whole or not at all; see `stored`."""
     from clseg.io.files import writing
 
+    data = stored(checkpoint)
+    with writing(Path(path)) as file:
+        file.write(data)
+
+
+def stored(checkpoint: Checkpoint) -> bytes:
+    """What a file of `checkpoint` holds; the same content gives the same bytes.
+
+    Every tensor is stored the smaller way, dense or sparse; `load` gives it back dense.
+    """
+    from safetensors.torch import save as to_bytes
+
+    from clseg.network.sparse import pack
+
+    tensors, sparse = pack(dict(sorted(checkpoint.tensors.items())))
     header = {
-        "format": FORMAT,
+        "format": SPARSE if sparse else DENSE,
         "kind": checkpoint.kind,
         "spec": specs.to_dict(checkpoint.spec),
         "encoder": checkpoint.encoder,
         "slices": checkpoint.slices,
         "card": checkpoint.card,
     }
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(checkpoint.tensors.items())}
-    data = to_bytes(tensors, metadata={"clseg": json.dumps(header, sort_keys=True)})
-    with writing(Path(path)) as file:
-        file.write(data)
+    if sparse:
+        header["sparse"] = sparse
+    return to_bytes(tensors, metadata={"clseg": json.dumps(header, sort_keys=True)})
 
 
 def read_header(path: Path) -> dict[str, Any]:
@@ -98,26 +121,33 @@ def read_header(path: Path) -> dict[str, Any]:
         raise WeightsError(f"The clseg metadata of {path} is not JSON: {error}.", tip="Fetch it again.") from error
     if not isinstance(header, dict):
         raise WeightsError(f"The clseg metadata of {path} must be a JSON object, given {header!r}.")
-    if header.get("format") != FORMAT:
-        raise WeightsError(f"{path} has format {header.get('format')}, this version reads {FORMAT}.", tip="Update clseg.")
+    if header.get("format") not in (DENSE, SPARSE):
+        raise WeightsError(f"{path} has format {header.get('format')}, this version reads {DENSE} and {SPARSE}.", tip="Update clseg.")
     missing = {"kind", "spec", "encoder", "slices", "card"} - set(header)
+    missing |= {"sparse"} - set(header) if header["format"] == SPARSE else set()
     if missing:
         raise WeightsError(f"The clseg metadata of {path} lacks {', '.join(sorted(missing))}.")
     return header
 
 
 def load(path: Path) -> Checkpoint:
-    """Read a weights file; tensors stay in the precision in which they were stored."""
+    """Read a weights file; tensors are dense, in the precision in which they were stored."""
     from safetensors.torch import load_file
+
+    from clseg.network.sparse import unpack
 
     header = read_header(path)
     parse = {"encoder": specs.encoder_from_dict, "decoder": specs.decoder_from_dict}.get(header["kind"])
     if parse is None:
         raise WeightsError(f"{path} holds a '{header['kind']}', expected an encoder or a decoder.")
     slices = tuple(header["slices"]) if header.get("slices") else None
-    return Checkpoint(
-        header["kind"], parse(header["spec"]), load_file(str(path)), header["encoder"], slices, header["card"]
-    )
+    tensors = load_file(str(path))
+    if header["format"] == SPARSE:
+        try:
+            tensors = unpack(tensors, header["sparse"])
+        except WeightsError as error:
+            raise WeightsError(f"The weights file {path} is not usable: {error.message}", tip=error.tip) from error
+    return Checkpoint(header["kind"], parse(header["spec"]), tensors, header["encoder"], slices, header["card"])
 
 
 def build_encoder(checkpoint: Checkpoint) -> Encoder:

@@ -9,7 +9,10 @@ from torch import nn
 
 from clseg.errors import WeightsError
 from clseg.network.blocks import ConvNormAct
-from clseg.network.spec import DecoderSpec, EncoderSpec, Stage
+from clseg.network.spec import DecoderSpec, EncoderSpec, Stage, joins
+from clseg.network.support import SupportHead
+
+Supports = Sequence[Sequence[torch.Tensor]]  # per supporter its logits, finest first
 
 
 class Decoder(nn.Module):
@@ -19,47 +22,69 @@ class Decoder(nn.Module):
     the resolution of the encoder's first level; channel 0 is background.
     `forward_deep` returns the logits of every stage, finest first, for deep
     supervision.
+
+    A decoder with supporters needs their logits: `supports[i]` are those of supporter
+    i, finest first, as many levels as are asked of this one.  WeightsError when it
+    gets another number of supporters than its spec names.
     """
 
     def __init__(self, spec: DecoderSpec, encoder: EncoderSpec) -> None:
         super().__init__()
-        if len(spec.stages) != len(encoder.levels) - 1:
-            raise WeightsError(
-                f"A decoder for this encoder has {len(encoder.levels) - 1} stages, this spec has {len(spec.stages)}."
-            )
+        wiring = joins(spec, encoder)
         self.spec = spec
-        skips = encoder.levels[-2::-1]
-        strides = [level.stride for level in encoder.levels[:0:-1]]
-        inputs = [encoder.levels[-1].width, *(stage.convs[-1] for stage in spec.stages[:-1])]
         self.ups = nn.ModuleList(
-            nn.ConvTranspose3d(i, stage.up, stride, stride, bias=False)
-            for i, stage, stride in zip(inputs, spec.stages, strides, strict=True)
+            nn.ConvTranspose3d(join.below, stage.up, join.stride, join.stride, bias=False)
+            for join, stage in zip(wiring, spec.stages, strict=True)
+        )
+        self.skips = nn.ModuleList(
+            Channels(stage.skip, level.width) for stage, level in zip(spec.stages, encoder.levels[-2::-1], strict=True)
         )
         self.convs = nn.ModuleList(
-            _convolutions(stage.up + skip.width, stage, spec.last_activation)
-            for stage, skip in zip(spec.stages, skips, strict=True)
+            _convolutions(stage.up + join.skip, stage, spec.last_activation)
+            for stage, join in zip(spec.stages, wiring, strict=True)
         )
         outputs = len(spec.labels) + 1
         self.heads = nn.ModuleList(nn.Conv3d(stage.convs[-1], outputs, 1, bias=False) for stage in spec.stages)
+        others = sum(len(supporter.labels) + 1 for supporter in spec.supporters)
+        self.support = nn.ModuleList(SupportHead(outputs, others) for _ in spec.stages if others)
 
-    def forward(self, features: Sequence[torch.Tensor]) -> torch.Tensor:
-        x = features[-1]
-        for stage in range(len(self.ups)):
-            x = self._step(stage, x, features)
-        return self.heads[-1](x)
+    def forward(self, features: Sequence[torch.Tensor], supports: Supports = ()) -> torch.Tensor:
+        return self.forward_deep(features, 1, supports)[0]
 
-    def forward_deep(self, features: Sequence[torch.Tensor], depth: int) -> list[torch.Tensor]:
+    def forward_deep(self, features: Sequence[torch.Tensor], depth: int, supports: Supports = ()) -> list[torch.Tensor]:
         """Logits of the `depth` finest stages, finest first."""
+        if len(supports) != len(self.spec.supporters):
+            names = ", ".join(supporter.name for supporter in self.spec.supporters) or "none"
+            raise WeightsError(f"This decoder needs the logits of its supporters ({names}), given those of {len(supports)}.")
         x, logits = features[-1], []
         for stage in range(len(self.ups)):
             x = self._step(stage, x, features)
             if stage >= len(self.ups) - depth:
-                logits.append(self.heads[stage](x))
+                logits.append(self._logits(stage, x, supports))
         return logits[::-1]
 
     def _step(self, stage: int, x: torch.Tensor, features: Sequence[torch.Tensor]) -> torch.Tensor:
-        skip = features[-2 - stage]
+        skip = self.skips[stage](features[-2 - stage])
         return self.convs[stage](torch.cat([self.ups[stage](x), skip], dim=1))
+
+    def _logits(self, stage: int, x: torch.Tensor, supports: Supports) -> torch.Tensor:
+        logits = self.heads[stage](x)
+        if not supports:
+            return logits
+        level = len(self.ups) - 1 - stage
+        return self.support[stage](logits, [support[level] for support in supports])
+
+
+class Channels(nn.Module):
+    """The channels `wanted` of a feature map with `width` channels; all of them cost nothing."""
+
+    def __init__(self, wanted: tuple[int, ...] | None, width: int) -> None:
+        super().__init__()
+        every = wanted is None or len(wanted) == width
+        self.register_buffer("index", None if every else torch.tensor(wanted, dtype=torch.long), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x if self.index is None else x.index_select(1, self.index)
 
 
 def _convolutions(inputs: int, stage: Stage, last_activation: bool) -> nn.Sequential:

@@ -1,28 +1,38 @@
-"""Model: one frozen encoder and the decoders bound to it by fingerprint."""
+"""Model: one frozen encoder and the decoders bound to it, and to each other, by fingerprint."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clseg.errors import WeightsError
-from clseg.network.checkpoint import Checkpoint, build_decoder, build_encoder, fingerprint, load
-from clseg.network.spec import EncoderSpec
+from clseg.network.checkpoint import Checkpoint, Range, build_decoder, build_encoder, fingerprint, load
+from clseg.network.spec import EncoderSpec, Supporter
 
 if TYPE_CHECKING:
+    import torch
+
     from clseg.network.decoder import Decoder
     from clseg.network.encoder import Encoder
 
 
 @dataclass(frozen=True)
 class Model:
-    """One encoder, its decoders by name, and the body-part range of each (None: everywhere)."""
+    """One encoder, its decoders by name, and who answers.
+
+    `slices` is the body-part range (None: everywhere) of every decoder that answers;
+    others only support.  `supporters` are the names here of a decoder's supporters, in
+    the order of its spec; a decoder without an entry has them under the names in its
+    spec.
+    """
 
     encoder: Encoder
     decoders: Mapping[str, Decoder]
-    slices: Mapping[str, tuple[float, float] | None]
+    slices: Mapping[str, Range | None]
+    supporters: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def spec(self) -> EncoderSpec:
@@ -32,6 +42,10 @@ class Model:
     def labels(self) -> tuple[str, ...]:
         return tuple(label for decoder in self.decoders.values() for label in decoder.spec.labels)
 
+    def answering(self, names: Collection[str]) -> Model:
+        """The same model, where only the decoders `names` answer; the others are there to support them."""
+        return replace(self, slices={name: wanted for name, wanted in self.slices.items() if name in names})
+
     def to(self, device: str) -> Model:
         """The same model on another device."""
         self.encoder.to(device)
@@ -39,12 +53,54 @@ class Model:
             decoder.to(device)
         return self
 
+    def logits(
+        self, features: Sequence[torch.Tensor], names: Iterable[str], depth: int = 1
+    ) -> Iterator[tuple[str, list[torch.Tensor]]]:
+        """Logits of the decoders `names` at their `depth` finest stages, finest first, in the order asked.
+
+        Supporters run before the decoders that they support, each once, and are handed
+        out only where they are asked for themselves.
+        """
+        wanted = list(names)
+        shared = {helper for name in self.with_supporters(wanted) for helper in self.supporters_of(name)}
+        known: dict[str, list[torch.Tensor]] = {}
+        for name in wanted:
+            yield name, self._logits(name, features, depth, shared, known)
+
+    def with_supporters(self, names: Iterable[str]) -> tuple[str, ...]:
+        """`names` and all decoders that support them, directly or through others, each once, supporters first."""
+        found: dict[str, None] = {}
+        for name in names:
+            found.update(dict.fromkeys((*self.with_supporters(self.supporters_of(name)), name)))
+        return tuple(found)
+
+    def supporters_of(self, name: str) -> tuple[str, ...]:
+        """The decoders that support `name` directly."""
+        return self.supporters.get(name) or tuple(one.name for one in self.decoders[name].spec.supporters)
+
+    def _logits(
+        self,
+        name: str,
+        features: Sequence[torch.Tensor],
+        depth: int,
+        shared: Collection[str],
+        known: dict[str, list[torch.Tensor]],
+    ) -> list[torch.Tensor]:
+        """Logits of one decoder; those in `shared` are kept in `known` for the decoders that need them."""
+        if name in known:
+            return known[name]
+        supports = [self._logits(helper, features, depth, shared, known) for helper in self.supporters_of(name)]
+        logits = self.decoders[name].forward_deep(features, depth, supports)
+        if name in shared:
+            known[name] = logits
+        return logits
+
 
 def load_model(encoder: Path, decoders: Mapping[str, Path]) -> Model:
     """Build a Model from weights files.
 
-    Raises WeightsError when a decoder was trained on another encoder: its
-    features would mean nothing to it.
+    Raises WeightsError when a decoder was trained on another encoder or with other
+    supporters: their features and logits would mean nothing to it.
     """
     root = load(encoder)
     return assemble(root, ((name, load(path)) for name, path in decoders.items()))
@@ -53,13 +109,42 @@ def load_model(encoder: Path, decoders: Mapping[str, Path]) -> Model:
 def assemble(encoder: Checkpoint, decoders: Iterable[tuple[str, Checkpoint]]) -> Model:
     """Build a Model from checkpoints already in memory; see `load_model`."""
     key = fingerprint(encoder.tensors, encoder.spec)
-    built, slices = {}, {}
-    for name, checkpoint in decoders:
+    parts = dict(decoders)
+    for name, checkpoint in parts.items():
         if checkpoint.encoder != key:
             raise WeightsError(
                 f"Decoder '{name}' belongs to encoder {str(checkpoint.encoder)[:12]}, this encoder is {key[:12]}.",
                 tip="Use the encoder that the decoder was trained on; decoders cannot be moved to another one.",
             )
-        built[name] = build_decoder(checkpoint, encoder.spec)
-        slices[name] = checkpoint.slices
-    return Model(build_encoder(encoder), built, slices)
+    built = {name: build_decoder(checkpoint, encoder.spec) for name, checkpoint in parts.items()}
+    slices = {name: checkpoint.slices for name, checkpoint in parts.items()}
+    return Model(build_encoder(encoder), built, slices, _bound_supporters(parts))
+
+
+def _bound_supporters(parts: Mapping[str, Checkpoint]) -> dict[str, tuple[str, ...]]:
+    """Of every decoder with supporters their names in `parts`, where they are known by their weights, not by name."""
+    supported = {name: part.spec.supporters for name, part in parts.items() if part.spec.supporters}
+    if not supported:
+        return {}
+    keys = {name: fingerprint(part.tensors, part.spec) for name, part in parts.items()}
+    owners = {(key, parts[name].spec.labels): name for name, key in keys.items()}
+    bound = {}
+    for name, supporters in supported.items():
+        lost = [one for one in supporters if (one.fingerprint, one.labels) not in owners]
+        if lost:
+            raise WeightsError(_why_not(name, lost[0], supported, keys), tip="Fetch the supporters that the decoder was trained with.")
+        bound[name] = tuple(owners[one.fingerprint, one.labels] for one in supporters)
+    return bound
+
+
+def _why_not(name: str, lost: Supporter, supported: Mapping[str, tuple[Supporter, ...]], keys: Mapping[str, str]) -> str:
+    """One sentence: why the decoder `name` cannot have its supporter `lost`."""
+    try:
+        TopologicalSorter({one: [helper.name for helper in helpers] for one, helpers in supported.items()}).prepare()
+    except CycleError as error:
+        return f"Decoders support each other in a circle: {' ← '.join(error.args[1])}."
+    if lost.fingerprint in keys.values():
+        return f"Decoder '{name}' expects the labels {', '.join(lost.labels)} of its supporter '{lost.name}', which has others."
+    if lost.name in keys:
+        return f"Decoder '{name}' is supported by '{lost.name}' {lost.fingerprint[:12]}, this '{lost.name}' is {keys[lost.name][:12]}."
+    return f"Decoder '{name}' is supported by '{lost.name}' {lost.fingerprint[:12]}, which is not in this model."

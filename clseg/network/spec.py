@@ -8,12 +8,14 @@ Axes are in the order of the model's own orientation (`Grid.orientation`).
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from clseg.errors import WeightsError
 
 Triple = tuple[int, int, int]
+
+_LATER = {"later": True}  # fields that older files lack; left out where they have their default, so that fingerprints stay
 
 
 @dataclass(frozen=True)
@@ -91,11 +93,31 @@ class EncoderSpec:
 
 @dataclass(frozen=True)
 class Stage:
-    """One step of a decoder: transposed convolution to `up` channels, join the skip, then `convs` widths in turn."""
+    """One step of a decoder: transposed convolution to `up` channels, join the skip, then `convs` widths in turn.
+
+    `skip` are the indices of the encoder's channels that this stage reads, rising; None: all.
+    """
 
     up: int
     convs: tuple[int, ...]
     kernel: Triple
+    skip: tuple[int, ...] | None = field(default=None, metadata=_LATER)
+
+    def __post_init__(self) -> None:
+        if self.skip is None:
+            return
+        whole = all(isinstance(channel, int) and channel >= 0 for channel in self.skip)
+        if not whole or list(self.skip) != sorted(set(self.skip)):
+            raise WeightsError(f"The skip channels of a stage are indices from 0, rising, each once, given {self.skip}.")
+
+
+@dataclass(frozen=True)
+class Supporter:
+    """A frozen decoder whose logits help another one: its name, its labels and the fingerprint of its weights."""
+
+    name: str
+    labels: tuple[str, ...]
+    fingerprint: str
 
 
 @dataclass(frozen=True)
@@ -104,15 +126,49 @@ class DecoderSpec:
 
     `last_activation` is False where the last convolution of every stage goes
     without LeakyReLU, as in CL-Net; a stage with a single convolution keeps it.
+    `supporters` are the decoders whose logits feed its support heads, in this order.
     """
 
     stages: tuple[Stage, ...]
     labels: tuple[str, ...]
     last_activation: bool = False
+    supporters: tuple[Supporter, ...] = field(default=(), metadata=_LATER)
 
     def __post_init__(self) -> None:
         if not self.labels or len(set(self.labels)) != len(self.labels):
             raise WeightsError(f"A decoder needs labels, each once, given {self.labels}.")
+        names = [supporter.name for supporter in self.supporters]
+        if len(set(names)) != len(names):
+            raise WeightsError(f"A decoder names each of its supporters once, given {', '.join(names)}.")
+
+
+@dataclass(frozen=True)
+class Join:
+    """Where a stage meets the encoder: channels from below, the factor to grow by, channels of the skip that it reads."""
+
+    below: int
+    stride: Triple
+    skip: int
+
+
+def joins(spec: DecoderSpec, encoder: EncoderSpec) -> tuple[Join, ...]:
+    """One Join per stage of `spec`; WeightsError when the decoder cannot stand on `encoder`."""
+    if len(spec.stages) != len(encoder.levels) - 1:
+        raise WeightsError(
+            f"A decoder for this encoder has {len(encoder.levels) - 1} stages, this spec has {len(spec.stages)}."
+        )
+    below = [encoder.levels[-1].width, *(stage.convs[-1] for stage in spec.stages[:-1])]
+    strides = [level.stride for level in encoder.levels[:0:-1]]
+    skips = [_skip_width(i, stage, level) for i, (stage, level) in enumerate(zip(spec.stages, encoder.levels[-2::-1], strict=True))]
+    return tuple(map(Join, below, strides, skips))
+
+
+def _skip_width(index: int, stage: Stage, level: Level) -> int:
+    if stage.skip is None:
+        return level.width
+    if stage.skip and stage.skip[-1] >= level.width:
+        raise WeightsError(f"Stage {index} reads skip channel {stage.skip[-1]}, the encoder's level has {level.width} (0 to {level.width - 1}).")
+    return len(stage.skip)
 
 
 def paper_encoder(grid: Grid, intensity: Intensity) -> EncoderSpec:
@@ -134,9 +190,14 @@ def paper_decoder(labels: tuple[str, ...], base_width: int = 32) -> DecoderSpec:
     return DecoderSpec(tuple(Stage(w, (w, w), (3, 3, 3)) for w in widths), labels)
 
 
-def to_dict(spec: Any) -> dict[str, Any]:
+def to_dict(spec: Any) -> Any:
     """A spec as plain JSON types."""
-    return dataclasses.asdict(spec)
+    if isinstance(spec, tuple):
+        return tuple(map(to_dict, spec))
+    if not dataclasses.is_dataclass(spec):
+        return spec
+    kept = [f.name for f in dataclasses.fields(spec) if "later" not in f.metadata or getattr(spec, f.name) != f.default]
+    return {name: to_dict(getattr(spec, name)) for name in kept}
 
 
 def encoder_from_dict(data: dict[str, Any]) -> EncoderSpec:
@@ -155,14 +216,16 @@ def decoder_from_dict(data: dict[str, Any]) -> DecoderSpec:
     try:
         fields = _exactly(DecoderSpec, data)
         stages = tuple(Stage(**_exactly(Stage, v)) for v in fields["stages"])
-        return DecoderSpec(stages, fields["labels"], fields["last_activation"])
+        supporters = tuple(Supporter(**_exactly(Supporter, v)) for v in fields.get("supporters", ()))
+        return DecoderSpec(stages, fields["labels"], fields["last_activation"], supporters)
     except TypeError as error:
         raise WeightsError(f"The decoder's spec is not usable: {error}.") from error
 
 
 def _exactly(kind: type, data: Any) -> dict[str, Any]:
     """`data` with its lists as tuples; TypeError unless it has just the fields of the dataclass `kind`."""
-    names = {field.name for field in dataclasses.fields(kind)}
-    if not isinstance(data, dict) or set(data) != names:
+    fields = dataclasses.fields(kind)
+    names, later = {f.name for f in fields}, {f.name for f in fields if "later" in f.metadata}
+    if not isinstance(data, dict) or not names - later <= set(data) <= names:
         raise TypeError(f"{kind.__name__} has the fields {', '.join(sorted(names))}, given {data!r}")
     return {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}

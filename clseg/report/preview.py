@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 Colour = tuple[int, int, int]
 
 SOFT_TISSUE_HU, WIDE_HU = (-160.0, 240.0), (-1000.0, 400.0)
-AIR_HU, LUNG_HU = -950.0, -500.0  # below: outside the body; between them: lung
+EMPTY_HU, LUNG_HU = -950.0, -500.0  # below: outside the body; between them: lung
 WIDE_FROM = 0.35  # share of lung in the picture from which the wide window is used
 OUTLINE_FROM = 0.6  # share of the tissue in the picture from which a structure is only outlined
 FILL, EDGE, OUTLINE = 0.45, 0.95, 0.65  # opacity
@@ -119,9 +119,10 @@ def _tissue_box(ct: Volume) -> Box:
 def _best_slices(layers: Sequence[np.ndarray], box: Box) -> list[int]:
     """One slice along each axis, together showing as many structures as possible, each near its largest section."""
     best = [0, 0, 0]
-    wanted = [np.ones(int(layer.max(initial=0))) for layer in layers]  # per id: less once another slice shows it
+    present = [_present(layer) for layer in layers]
+    wanted = [np.ones(len(ids)) for ids in present]  # less once another slice shows it
     for axis in (1, 2, 0):
-        shown = [_shown(layer[box], axis, len(want)) for layer, want in zip(layers, wanted, strict=True)]
+        shown = [_shown(layer[box], axis, ids) for layer, ids in zip(layers, present, strict=True)]
         length = box[axis].stop - box[axis].start
         score = 1e-3 * np.hanning(length + 2)[1:-1]  # the middle, where nothing else decides
         for sections, want in zip(shown, wanted, strict=True):
@@ -132,18 +133,20 @@ def _best_slices(layers: Sequence[np.ndarray], box: Box) -> list[int]:
     return best
 
 
-def _shown(labels: np.ndarray, axis: int, ids: int) -> np.ndarray:
-    """How well each slice shows each id: min(1, 2 · section / largest section), shape (slices, ids)."""
+def _shown(labels: np.ndarray, axis: int, ids: np.ndarray) -> np.ndarray:
+    """How well each slice shows each of `ids`: min(1, 2 · section / largest section), shape (slices, ids)."""
+    place = np.zeros(ids.max(initial=0) + 1, np.intp)  # ids go up to 65000, and few of them are there
+    place[ids] = np.arange(1, len(ids) + 1)
     flat = np.moveaxis(labels, axis, 0)
     step = _stride(flat.shape)
-    flat = flat[:, ::step, ::step].reshape(flat.shape[0], -1)
-    sections = np.stack([np.bincount(row, minlength=ids + 1) for row in flat])[:, 1:]
+    flat = place[flat[:, ::step, ::step].astype(np.intp)].reshape(flat.shape[0], -1)
+    sections = np.stack([np.bincount(row, minlength=len(ids) + 1) for row in flat])[:, 1:]
     return np.minimum(1.0, 2.0 * sections / np.maximum(sections.max(axis=0, initial=0), 1))
 
 
 def _window(panels: Sequence[_Panel]) -> tuple[float, float]:
     hu = np.concatenate([panel.hu.ravel() for panel in panels])
-    inside = hu > AIR_HU
+    inside = hu > EMPTY_HU
     lung = inside & (hu < LUNG_HU)
     return WIDE_HU if lung.sum() > WIDE_FROM * max(1, inside.sum()) else SOFT_TISSUE_HU
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from clseg.volume import Volume
-
-AIR_HU = -1024
+from clseg.volume import AIR_HU, Volume
 
 
 def to_orthonormal(volume: Volume) -> Volume:

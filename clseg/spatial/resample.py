@@ -57,12 +57,17 @@ def interpolate(array: np.ndarray | torch.Tensor, weights: Sequence[np.ndarray],
     box = tuple(slice(int(u[0]), int(u[-1]) + 1) for u in used)
     small = [w[:, part] for w, part in zip(weights, box, strict=True)]
     cut = array[box]
-    out = torch.from_numpy(np.ascontiguousarray(cut)) if isinstance(cut, np.ndarray) else cut
+    out = torch.from_numpy(_native(cut)) if isinstance(cut, np.ndarray) else cut
     out = out.to(device or out.device)
     for axis in sorted(range(3), key=lambda a: small[a].shape[0] / small[a].shape[1]):
         if not np.array_equal(small[axis], np.eye(len(small[axis]), dtype=np.float32)):
             out = _along(out.float(), torch.from_numpy(np.ascontiguousarray(small[axis])).to(out.device), axis)
     return out.float()
+
+
+def _native(array: np.ndarray) -> np.ndarray:
+    """Contiguous, in the byte order of this machine: torch knows no other (files may be big-endian)."""
+    return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
 
 
 def _along(array: torch.Tensor, weights: torch.Tensor, axis: int) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Random changes to one patch: geometry when it is cut out, intensity afterwards. No mirroring."""
+"""Random changes to one patch: geometry when it is cut out, intensity afterwards."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ import torch
 
 from clseg.recipe import AugmentRecipe
 from clseg.spatial.resample import resample
-
-AIR_HU = -1024.0
+from clseg.volume import AIR_HU, Spacing
 
 
 def random_matrix(rng: np.random.Generator, rule: AugmentRecipe) -> np.ndarray:
-    """3×3 matrix from patch voxels to source voxels: a rotation about each axis times a scale."""
+    """3×3 matrix from mm in the patch to mm in the source: a rotation about each axis times a scale."""
     matrix = np.eye(3)
     for axis, angle in enumerate(np.radians(rng.uniform(-rule.rotation_deg, rule.rotation_deg, 3))):
         turn = np.eye(3)
@@ -23,6 +22,19 @@ def random_matrix(rng: np.random.Generator, rule: AugmentRecipe) -> np.ndarray:
     common = np.exp(rng.uniform(*np.log(rule.scale)))
     each = np.exp(rng.uniform(-rule.stretch, rule.stretch, 3))
     return matrix @ np.diag(common * each)
+
+
+def in_voxels(matrix: np.ndarray, spacing: Spacing) -> np.ndarray:
+    """A matrix between mm as one between voxels of `spacing` mm, so that a turn stays a turn where they are no cubes."""
+    return matrix * (np.array(spacing)[None, :] / np.array(spacing)[:, None])
+
+
+def maybe_mirrored(matrix: np.ndarray, orientation: str, rng: np.random.Generator, rule: AugmentRecipe) -> np.ndarray:
+    """The matrix, half of the time with left and right swapped if the recipe allows it."""
+    if not rule.mirror or rng.random() < 0.5:
+        return matrix
+    flip = np.array([-1.0 if letter in "LR" else 1.0 for letter in orientation])
+    return matrix * flip[None, :]
 
 
 def change_intensity(

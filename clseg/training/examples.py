@@ -10,13 +10,21 @@ from pathlib import Path
 import numpy as np
 
 from clseg import recipe as recipes
+from clseg.errors import InputError
 from clseg.inference.prepare import Placement, onto_grid, place
 from clseg.io.check import check
 from clseg.io.files import read, writing
 from clseg.network.spec import Grid
 from clseg.recipe import DecoderRecipe, Recipe
-from clseg.training.cases import Case, read_masks
+from clseg.spatial.orient import to_orientation
+from clseg.spatial.orthonormal import from_orthonormal, to_orthonormal
+from clseg.spatial.resample import covering_shape
+from clseg.training.cases import Case, read_masks, read_unknown
+from clseg.training.synthesis import Atlas, resampled
+from clseg.training.synthesis.store import load_atlas
+from clseg.volume import Shape, Spacing, Volume
 
+EXAMPLE_FORMAT = 2  # raised when the same files give other arrays, so that old caches are not used; 2: boxes in steps of 8 voxels
 IGNORE = 255
 POINTS = 2000  # voxels kept per structure as possible patch centres
 
@@ -30,18 +38,30 @@ class Example:
     absent.  `annotated[decoder]` one bool per label.  `points[decoder]` voxels
     (n, 3) per label, for foreground sampling.  Decoders without `points` have
     nothing to find here and learn only what background looks like.
+
+    A synthetic case has no `hu` but an `atlas`, from which patches are made; its
+    targets are the label map as it is, before any deformation.
     """
 
     name: str
     dataset: str
-    hu: np.ndarray
+    hu: np.ndarray | None
     targets: dict[str, np.ndarray | None]
     annotated: dict[str, tuple[bool, ...]]
     points: dict[str, tuple[np.ndarray, ...]]
+    atlas: Atlas | None = None
+
+    def shape(self, spacing_mm: Spacing) -> Shape:
+        """Voxels on the model's grid."""
+        if self.hu is not None or self.atlas is None:
+            return self.hu.shape  # type: ignore[union-attr]
+        return covering_shape(self.atlas.shape, (self.atlas.spacing_mm,) * 3, spacing_mm)
 
 
 def load_example(case: Case, recipe: Recipe, cache: Path) -> Example:
     """The example of `case`, from the cache when it is there, made and cached otherwise."""
+    if case.dataset.synthetic:
+        return _synthetic(case, recipe, cache)
     path = cache / f"{_key(case, recipe)}.npz"
     if not path.is_file():
         cache.mkdir(parents=True, exist_ok=True)
@@ -56,25 +76,36 @@ def _key(case: Case, recipe: Recipe) -> str:
     parts = recipes.to_dict(recipe)
     facts = [
         case.name,
-        sorted((str(file), file.stat().st_mtime_ns) for file in case.folder.rglob("*") if file.is_file()),
+        case.facts(),
         parts["grid"],
         [[d.name, d.labels, d.open_ends] for d in recipe.decoder],
         [case.dataset.ct, case.dataset.labels, case.dataset.masks, case.dataset.absent_above],
+        *([EXAMPLE_FORMAT] if EXAMPLE_FORMAT > 1 else []),  # the first format had no number
     ]
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:24]
 
 
 def _arrays(case: Case, recipe: Recipe) -> dict[str, np.ndarray]:
-    ct = check(read(case.ct)).volume
+    if case.ct is None:
+        raise InputError(
+            f"The {case} has no CT.", tip="With synthetic = true in its [[dataset]] CTs are made from the label map."
+        )
+    checked = check(read(case.ct))
+    ct = checked.volume
+    straight = to_orthonormal(ct) if checked.needs_orthonormal else ct
     grid = Grid(recipe.grid.orientation, recipe.grid.spacing_mm, recipe.grid.patch)
-    oriented, placement = place(ct, grid)
+    oriented, placement = place(straight, grid)
+
+    def share(mask: np.ndarray) -> np.ndarray:
+        """How much of every model voxel a mask on the CT's grid fills."""
+        upright = mask if straight is ct else from_orthonormal(mask.astype(np.uint8), ct, straight)
+        return _mask_onto_grid(upright, straight, placement, grid.orientation)
+
     arrays = {"hu": onto_grid(oriented.array, placement).round().clamp(-32768, 32767).numpy().astype(np.int16)}
     wanted = {label for decoder in recipe.decoder for label in decoder.labels}
     wanted |= set(case.dataset.absent_above.values())
-    masks = {
-        name: _mask_onto_grid(mask, ct, placement, grid.orientation)
-        for name, mask in read_masks(case, wanted, ct).items()
-    }
+    masks = {name: share(mask) for name, mask in read_masks(case, wanted, ct).items()}
+    unknown = read_unknown(case, ct)
     for decoder in recipe.decoder:
         known = [label in masks for label in decoder.labels]
         if any(known):
@@ -83,6 +114,8 @@ def _arrays(case: Case, recipe: Recipe) -> dict[str, np.ndarray]:
         elif landmarks := _landmarks(decoder, case, masks):
             arrays[f"target/{decoder.name}"] = _absent_above(landmarks)
             arrays[f"known/{decoder.name}"] = np.ones(len(known), bool)
+        if unknown is not None and f"target/{decoder.name}" in arrays:
+            arrays[f"target/{decoder.name}"][share(unknown) >= 0.5] = IGNORE
     return arrays
 
 
@@ -104,11 +137,9 @@ def _absent_above(landmarks: list[np.ndarray]) -> np.ndarray:
     return target
 
 
-def _mask_onto_grid(mask: np.ndarray, ct: object, placement: Placement, orientation: str) -> np.ndarray:
+def _mask_onto_grid(mask: np.ndarray, ct: Volume, placement: Placement, orientation: str) -> np.ndarray:
     """Share of every model voxel that the mask fills, float16 (x, y, z)."""
-    from clseg.spatial.orient import to_orientation
-
-    oriented = to_orientation(ct.like(mask.astype(np.uint8)), orientation)  # type: ignore[attr-defined]
+    oriented = to_orientation(ct.like(mask.astype(np.uint8)), orientation)
     return onto_grid(oriented.array, placement).numpy().astype(np.float16)
 
 
@@ -156,6 +187,24 @@ def _example(case: Case, recipe: Recipe, stored: dict[str, np.ndarray]) -> Examp
             annotated[decoder.name] = (True,) * len(decoder.labels)
             points[decoder.name] = ()
     return Example(case.name, case.dataset.name, stored["hu"], targets, annotated, points)
+
+
+def _synthetic(case: Case, recipe: Recipe, cache: Path) -> Example:
+    """A case whose CT is made up anew for every patch; what its label map names and does not show is absent."""
+    wanted = {label for decoder in recipe.decoder for label in decoder.labels}
+    atlas = load_atlas(case, recipe.grid.orientation, wanted, cache)
+    ids = resampled(atlas.ids, (atlas.spacing_mm,) * 3, recipe.grid.spacing_mm)
+    targets: dict[str, np.ndarray | None] = {}
+    annotated: dict[str, tuple[bool, ...]] = {}
+    points: dict[str, tuple[np.ndarray, ...]] = {}
+    for decoder in recipe.decoder:
+        known = tuple(label in atlas.names or label in case.dataset.absent for label in decoder.labels)
+        if any(known):
+            target = atlas.lookup(decoder.labels)[ids]
+            places = tuple(_some_points(target == i + 1) for i in range(len(decoder.labels)))
+            targets[decoder.name], annotated[decoder.name] = target, known
+            points[decoder.name] = places if any(len(p) for p in places) else ()
+    return Example(case.name, case.dataset.name, None, targets, annotated, points, atlas)
 
 
 def _some_points(mask: np.ndarray) -> np.ndarray:

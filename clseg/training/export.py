@@ -18,7 +18,7 @@ from clseg.network.checkpoint import Checkpoint, fingerprint, save
 from clseg.recipe import Recipe
 from clseg.training.average import Average
 from clseg.training.cases import find_cases
-from clseg.training.network import Trainee, decoder_spec, encoder_spec
+from clseg.training.network import decoder_spec, encoder_spec, fresh
 from clseg.training.state import read_average
 
 
@@ -29,7 +29,7 @@ def export_run(run: Path, folder: Path) -> tuple[Recipe, dict[str, Path]]:
         raise TrainingError(f"There is no saved run in {run}.", tip="A run saves its state every checkpoint_every iterations.")
     stored = json.loads(facts.read_text(encoding="utf-8"))
     recipe = recipes.from_dict(stored["recipe"], Path(stored["folder"]))
-    average = Average(Trainee(recipe), recipe.optim.average)
+    average = Average(fresh(recipe), recipe.optim.average)
     average.tensors, done = read_average(state)
     return recipe, export(recipe, average, folder, done=done)
 

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 
 from clseg.errors import TrainingError
 from clseg.recipe import OptimRecipe
 from clseg.training.average import Average
-from clseg.training.losses import deep_loss
+from clseg.training.distributed import World, joined
 from clseg.training.network import Trainee
-from clseg.training.patches import Patch, Patches
+from clseg.training.patches import Patch
+
+
+class Source(Protocol):
+    """Where batches come from; the same iteration always gives the same batch."""
+
+    def batch(self, iteration: int) -> list[Patch]: ...
 
 
 @dataclass(frozen=True)
@@ -26,6 +33,30 @@ class Step:
     losses: dict[str, float]
     rate: float
     seconds: float
+
+
+@dataclass
+class Learner:
+    """What a step changes: the network, its optimiser, its average, and the loss scale of half precision."""
+
+    network: Trainee
+    optimiser: torch.optim.Optimizer
+    average: Average
+    device: str = "cpu"
+    here: World = field(default_factory=World)
+    scaler: torch.amp.GradScaler | None = None
+
+
+def learner(
+    network: Trainee, rule: OptimRecipe, device: str = "cpu", here: World | None = None, *, warm: bool = True
+) -> Learner:
+    """A learner at its first step; `warm` lets the average forget the start quickly."""
+    if rule.precision == "float16" and not device.startswith("cuda"):
+        raise TrainingError(f"optim.precision float16 needs CUDA, the device is {device}.", tip="Use bfloat16 or float32.")
+    network.to(device)
+    average = Average(network, rule.average, warm=warm)
+    scaler = torch.amp.GradScaler(device) if rule.precision == "float16" else None
+    return Learner(network, make_optimiser(network, rule), average, device, here or World(), scaler=scaler)
 
 
 def make_optimiser(network: torch.nn.Module, rule: OptimRecipe) -> torch.optim.Optimizer:
@@ -43,41 +74,55 @@ def rate_at(iteration: int, rule: OptimRecipe) -> float:
 
 
 def train(
-    network: Trainee,
-    optimiser: torch.optim.Optimizer,
-    average: Average,
-    patches: Patches,
-    *,
-    start: int,
-    rule: OptimRecipe,
-    callbacks: Iterable[Callable[[Step], None]],
+    learner: Learner, source: Source, rule: OptimRecipe, *, start: int = 0, callbacks: Iterable[Callable[[Step], None]] = ()
 ) -> None:
     """Run iterations `start` … `rule.iterations`; callbacks see every step.
 
     Raises TrainingError, before the weights are touched, when a loss is not a number.
     """
+    network = joined(learner.network, learner.here)
+    clock = time.perf_counter()
+    for iteration, batch in _ahead(source, start, rule.iterations):
+        rate = rate_at(iteration, rule)
+        for group in learner.optimiser.param_groups:
+            group["lr"] = rate
+        losses = network(batch, rule, learner.device)
+        values = {name: float(loss.detach()) for name, loss in losses.items()}
+        _refuse_not_finite(values, iteration + 1)
+        _descend(learner, torch.stack(list(losses.values())).sum(), rule)
+        learner.average.update(learner.network, iteration)
+
+        now = time.perf_counter()
+        step, clock = Step(iteration + 1, values, rate, now - clock), now
+        for callback in callbacks:
+            callback(step)
+
+
+def _ahead(source: Source, start: int, stop: int) -> Iterator[tuple[int, list[Patch]]]:
+    """Batches in turn, the next one being cut while the present one is used."""
+    if start >= stop:
+        return
     with ThreadPoolExecutor(1) as ahead:
-        upcoming = ahead.submit(patches.batch, start)
-        for iteration in range(start, rule.iterations):
-            clock = time.perf_counter()
+        upcoming = ahead.submit(source.batch, start)
+        for iteration in range(start, stop):
             batch = upcoming.result()
-            upcoming = ahead.submit(patches.batch, iteration + 1)
-            rate = rate_at(iteration, rule)
-            for group in optimiser.param_groups:
-                group["lr"] = rate
+            upcoming = ahead.submit(source.batch, min(iteration + 1, stop - 1))
+            yield iteration, batch
 
-            losses = batch_losses(network, batch, rule)
-            values = {name: float(loss.detach()) for name, loss in losses.items()}
-            _refuse_not_finite(values, iteration + 1)
-            torch.stack(list(losses.values())).sum().backward()
-            torch.nn.utils.clip_grad_norm_(network.parameters(), rule.clip_norm)
-            optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
-            average.update(network, iteration)
 
-            step = Step(iteration + 1, values, rate, time.perf_counter() - clock)
-            for callback in callbacks:
-                callback(step)
+def _descend(learner: Learner, loss: torch.Tensor, rule: OptimRecipe) -> None:
+    """One step down the gradient, its norm clipped."""
+    scaler, optimiser = learner.scaler, learner.optimiser
+    (scaler.scale(loss) if scaler else loss).backward()
+    if scaler:
+        scaler.unscale_(optimiser)
+    torch.nn.utils.clip_grad_norm_(learner.network.parameters(), rule.clip_norm)
+    if scaler:
+        scaler.step(optimiser)
+        scaler.update()
+    else:
+        optimiser.step()
+    optimiser.zero_grad(set_to_none=True)
 
 
 def _refuse_not_finite(losses: dict[str, float], iteration: int) -> None:
@@ -85,20 +130,3 @@ def _refuse_not_finite(losses: dict[str, float], iteration: int) -> None:
         if not math.isfinite(loss):
             told = f"The loss of decoder '{name}' is {loss} at iteration {iteration}, expected a number."
             raise TrainingError(told, tip="Go on from the last saved state with --resume, or train anew with a smaller optim.rate.")
-
-
-def batch_losses(network: Trainee, batch: list[Patch], rule: OptimRecipe) -> dict[str, torch.Tensor]:
-    """One encoder pass; every decoder learns from the patches that annotate its organs."""
-    dtype = torch.bfloat16 if rule.precision == "bfloat16" else None
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype is not None):
-        features = network.encoder(torch.stack([patch.image for patch in batch]))
-        losses = {}
-        for name, decoder in network.decoders.items():
-            rows = [i for i, patch in enumerate(batch) if name in patch.targets]
-            if not rows:
-                continue
-            mine = features if len(rows) == len(batch) else [f[rows] for f in features]
-            target = torch.stack([batch[i].targets[name] for i in rows])
-            annotated = torch.tensor([batch[i].annotated[name] for i in rows])
-            losses[name] = deep_loss(decoder.forward_deep(mine, rule.deep_supervision), target, annotated)
-    return losses

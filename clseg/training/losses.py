@@ -23,7 +23,7 @@ def deep_loss(logits: Sequence[torch.Tensor], target: torch.Tensor, annotated: t
         if i == 0 and level.shape[2:] != target.shape[1:]:
             level = torch.nn.functional.interpolate(level, size=target.shape[1:], mode="trilinear")
         steps = [t // s for t, s in zip(target.shape[1:], level.shape[2:], strict=True)]
-        small = target[:, :: steps[0], :: steps[1], :: steps[2]]
+        small = target[:, steps[0] // 2 :: steps[0], steps[1] // 2 :: steps[1], steps[2] // 2 :: steps[2]]
         total = total + partial_loss(level, small, annotated) / 2**i
         weights += 1 / 2**i
     return total / weights
@@ -33,34 +33,28 @@ def partial_loss(logits: torch.Tensor, target: torch.Tensor, annotated: torch.Te
     """Cross-entropy + soft Dice where only some labels are annotated.
 
     `logits` (n, K+1, x, y, z); `target` (n, x, y, z), 0 background, 255 unknown;
-    `annotated` (n, K) bool.  A voxel called background may belong to any label
-    that this case does not annotate, so its likelihood is the sum of the
-    background's and those labels' probabilities (marginal loss, Shi et al. 2021,
-    arXiv 2007.03868): such a label is never pushed down.
+    `annotated` (n, K) bool.  Per case the softmax runs over background and the
+    labels annotated there (masked softmax): what a case does not annotate is
+    neither pushed down nor pulled up by it.
     """
-    logits = logits.float()
     known = target != IGNORE
-    log_all = torch.logsumexp(logits, dim=1)
-    open_labels = torch.cat([torch.ones_like(annotated[:, :1]), ~annotated], dim=1)
-    shut = torch.zeros_like(open_labels, dtype=logits.dtype).masked_fill(~open_labels, float("-inf"))
-    log_background = torch.logsumexp(logits + shut[:, :, None, None, None], dim=1)
-    chosen = logits.gather(1, target.masked_fill(~known, 0).long()[:, None])[:, 0]
-    log_likelihood = torch.where(target == 0, log_background, chosen) - log_all
-    cross_entropy = -(log_likelihood * known).sum() / known.sum().clamp(min=1)
-    return cross_entropy + _dice_loss(logits, log_all, target, known, annotated)
+    shut = torch.zeros_like(annotated, dtype=torch.float32).masked_fill(~annotated, float("-inf"))
+    shut = torch.nn.functional.pad(shut, (1, 0))
+    log_probability = torch.log_softmax(logits.float() + shut[:, :, None, None, None], dim=1)
+    chosen = log_probability.gather(1, target.masked_fill(~known, 0).long()[:, None])[:, 0]
+    cross_entropy = -(chosen * known).sum() / known.sum().clamp(min=1)
+    return cross_entropy + _dice_loss(log_probability, target, known, annotated)
 
 
-def _dice_loss(
-    logits: torch.Tensor, log_all: torch.Tensor, target: torch.Tensor, known: torch.Tensor, annotated: torch.Tensor
-) -> torch.Tensor:
+def _dice_loss(log_probability: torch.Tensor, target: torch.Tensor, known: torch.Tensor, annotated: torch.Tensor) -> torch.Tensor:
     """1 − mean soft Dice over labels annotated somewhere in the batch; sums run over the whole batch."""
     losses = []
     for label in range(annotated.shape[1]):
         rows = annotated[:, label]
         if not rows.any():
             continue
-        probability = torch.exp(logits[rows, label + 1] - log_all[rows]) * known[rows]
+        probability = log_probability[rows, label + 1].exp() * known[rows]
         truth = target[rows] == label + 1
         overlap = (probability * truth).sum()
         losses.append(1 - (2 * overlap + SMOOTH) / (probability.sum() + truth.sum() + SMOOTH))
-    return torch.stack(losses).mean() if losses else logits.sum() * 0
+    return torch.stack(losses).mean() if losses else log_probability[:, 0].sum() * 0

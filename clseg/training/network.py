@@ -1,23 +1,97 @@
-"""Encoder and decoders of a recipe as one trainable network."""
+"""Trainee: what learns, and the frozen parts it learns on."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
 
 from clseg.network.decoder import Decoder
 from clseg.network.encoder import Encoder
+from clseg.network.model import Model
 from clseg.network.spec import DecoderSpec, EncoderSpec, Grid, Intensity, Level, Stage
-from clseg.recipe import DecoderRecipe, Recipe
+from clseg.recipe import DecoderRecipe, OptimRecipe, Recipe
+from clseg.training.losses import deep_loss
+from clseg.training.patches import Patch
 
 
 class Trainee(nn.Module):
-    """One encoder and all decoders of a recipe, dense, with gradients."""
+    """An encoder and decoders with gradients.
 
-    def __init__(self, recipe: Recipe) -> None:
+    With `frozen` the encoder is no part of what learns: it has no gradient, does not
+    appear among parameters or in the state, and runs without a graph.  `helpers` is a
+    model on the same encoder that holds the supporters of these decoders under the names
+    in their specs; it is frozen likewise.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        decoders: Mapping[str, Decoder],
+        *,
+        frozen: bool = False,
+        helpers: Model | None = None,
+    ) -> None:
         super().__init__()
-        self.encoder = Encoder(encoder_spec(recipe))
-        self.decoders = nn.ModuleDict({d.name: Decoder(decoder_spec(d), self.encoder.spec) for d in recipe.decoder})
+        self.frozen = frozen
+        if frozen:
+            encoder.requires_grad_(False).eval()
+            object.__setattr__(self, "encoder", encoder)  # not registered, so not a part of this module
+        else:
+            self.encoder = encoder
+        self.helpers = helpers
+        self.decoders = nn.ModuleDict(decoders)
+
+    def to(self, device: str) -> Trainee:  # type: ignore[override]
+        """The same on another device, frozen parts too."""
+        super().to(device)
+        self.encoder.to(device)
+        if self.helpers:
+            self.helpers.to(device)
+        return self
+
+    def features(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """One encoder pass over images (n, 1, x, y, z); without a graph when the encoder is frozen."""
+        if not self.frozen:
+            return self.encoder(images)
+        with torch.no_grad():
+            return self.encoder(images)
+
+    def forward(self, batch: Sequence[Patch], rule: OptimRecipe, device: str = "cpu") -> dict[str, torch.Tensor]:
+        """The loss of every decoder; each learns from the patches that annotate its organs."""
+        with torch.autocast(device.split(":")[0], dtype=getattr(torch, rule.precision), enabled=rule.precision != "float32"):
+            features = self.features(torch.stack([patch.image for patch in batch]).to(device))
+            supports = self._supports(features, rule.deep_supervision)
+            losses = {}
+            for name, decoder in self.decoders.items():
+                rows = [i for i, patch in enumerate(batch) if name in patch.targets]
+                if not rows:
+                    continue
+                whole = len(rows) == len(batch)
+                mine = features if whole else [f[rows] for f in features]
+                helping = [[level if whole else level[rows] for level in supports[s.name]] for s in decoder.spec.supporters]
+                target = torch.stack([batch[i].targets[name] for i in rows]).to(device)
+                annotated = torch.tensor([batch[i].annotated[name] for i in rows], device=device)
+                logits = decoder.forward_deep(mine, rule.deep_supervision, helping)
+                losses[name] = deep_loss(logits, target, annotated)
+        return losses
+
+    def _supports(self, features: list[torch.Tensor], depth: int) -> dict[str, list[torch.Tensor]]:
+        """Logits of all supporters at their `depth` finest stages, without a graph."""
+        names = {one.name for decoder in self.decoders.values() for one in decoder.spec.supporters}
+        if not names or self.helpers is None:
+            return {}
+        with torch.no_grad():
+            return dict(self.helpers.logits(features, sorted(names), depth))
+
+
+def fresh(recipe: Recipe) -> Trainee:
+    """The encoder and all decoders of a recipe, dense, with seeded weights."""
+    spec = encoder_spec(recipe)
+    trainee = Trainee(Encoder(spec), {d.name: Decoder(decoder_spec(d), spec) for d in recipe.decoder})
+    start_weights(trainee, recipe.seed)
+    return trainee
 
 
 def encoder_spec(recipe: Recipe) -> EncoderSpec:
@@ -37,10 +111,10 @@ def decoder_spec(recipe: DecoderRecipe) -> DecoderSpec:
     return DecoderSpec(stages, recipe.labels)
 
 
-def start_weights(trainee: Trainee, seed: int) -> None:
+def start_weights(network: nn.Module, seed: int) -> None:
     """He initialisation for LeakyReLU 0.01, seeded; biases zero."""
     generator = torch.Generator().manual_seed(seed)
-    for module in trainee.modules():
+    for module in network.modules():
         if isinstance(module, (nn.Conv3d, nn.ConvTranspose3d)):
             nn.init.kaiming_normal_(module.weight, a=0.01, generator=generator)
             if module.bias is not None:

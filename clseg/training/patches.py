@@ -16,8 +16,10 @@ from clseg.errors import TrainingError
 from clseg.inference.prepare import normalise
 from clseg.network.spec import Intensity
 from clseg.recipe import Recipe
-from clseg.training.augment import AIR_HU, change_intensity, random_matrix
+from clseg.training.augment import change_intensity, in_voxels, maybe_mirrored, random_matrix
 from clseg.training.examples import IGNORE, Example
+from clseg.training.synthesis import Pose, synthesise
+from clseg.volume import AIR_HU
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,13 @@ class Patches:
         self.weights = np.array([d.weight for d in recipe.dataset if d.weight > 0])
         self.intensity = Intensity(*vars(recipe.intensity).values())
         self.size = np.array(recipe.grid.patch)
+        self.spacing = recipe.grid.spacing_mm
+        self.labels = {decoder.name: decoder.labels for decoder in recipe.decoder}
 
     def batch(self, iteration: int) -> list[Patch]:
-        return [self.patch(np.random.default_rng([self.recipe.seed, iteration, i])) for i in range(self.recipe.optim.batch)]
+        return [
+            self.patch(np.random.default_rng([self.recipe.seed, iteration, i])) for i in range(self.recipe.optim.batch)
+        ]
 
     def patch(self, rng: np.random.Generator) -> Patch:
         names = list(self.by_dataset)
@@ -56,7 +62,12 @@ class Patches:
         example = self.by_dataset[name][rng.integers(len(self.by_dataset[name]))]
         decoders = self._decoders(example, rng)
         centre = self._centre(example, rng)
-        hu, targets = self._cut(example, decoders, centre, random_matrix(rng, self.recipe.augment))
+        matrix = random_matrix(rng, self.recipe.augment)
+        matrix = maybe_mirrored(matrix, self.recipe.grid.orientation, rng, self.recipe.augment)
+        if example.atlas is None:
+            hu, targets = self._cut(example, decoders, centre, in_voxels(matrix, self.spacing))
+        else:
+            hu, targets = self._synthesise(example, decoders, centre, matrix, rng)
         outline = targets.get(self.recipe.augment.clear_outside)
         body = None if outline is None else (outline > 0) & (outline != IGNORE)
         hu = change_intensity(hu, body, rng, self.recipe.augment, self.recipe.grid.spacing_mm[2])
@@ -65,7 +76,9 @@ class Patches:
 
     def _decoders(self, example: Example, rng: np.random.Generator) -> list[str]:
         """Decoders that learn from this patch; those with nothing to find here only now and then."""
-        chosen = [name for name in example.targets if example.points[name] or rng.random() < self.recipe.optim.negatives]
+        chosen = [
+            name for name in example.targets if example.points[name] or rng.random() < self.recipe.optim.negatives
+        ]
         return chosen or list(example.targets)
 
     def _centre(self, example: Example, rng: np.random.Generator) -> np.ndarray:
@@ -74,7 +87,7 @@ class Patches:
         if places and rng.random() < self.recipe.optim.foreground:
             points = places[rng.integers(len(places))]
             return points[rng.integers(len(points))] + rng.uniform(-0.2, 0.2, 3) * self.size
-        return rng.uniform(0, 1, 3) * example.hu.shape
+        return rng.uniform(0, 1, 3) * example.shape(self.spacing)
 
     def _cut(
         self, example: Example, decoders: list[str], centre: np.ndarray, matrix: np.ndarray
@@ -88,11 +101,24 @@ class Patches:
         lattice = _lattice(self.size, matrix, centre - low, high - low)
         hu = _sample(example.hu[box][None], lattice, "bilinear", AIR_HU)[0]
         learned = [d for d in decoders if example.targets[d] is not None]
-        stack = np.stack([example.targets[d][box] for d in learned]) if learned else np.zeros((0, *(high - low)), np.uint8)
+        stack = (
+            np.stack([example.targets[d][box] for d in learned]) if learned else np.zeros((0, *(high - low)), np.uint8)
+        )
         values = _sample(stack, lattice, "nearest", IGNORE).to(torch.uint8) if learned else None
         targets = {d: values[i] for i, d in enumerate(learned)} if values is not None else {}
         empty = torch.zeros(tuple(self.size), dtype=torch.uint8)
         return hu, {d: targets.get(d, empty) for d in decoders}
+
+    def _synthesise(
+        self, example: Example, decoders: list[str], centre: np.ndarray, matrix: np.ndarray, rng: np.random.Generator
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """A CT made of the label map around `centre`, and the targets on the same lattice."""
+        atlas = example.atlas
+        assert atlas is not None
+        middle_mm = (centre - (np.array(example.shape(self.spacing)) - 1) / 2) * self.spacing
+        pose = Pose(self.recipe.grid.patch, self.spacing, middle_mm, matrix)
+        hu, ids = synthesise(atlas, pose, self.recipe.synthesis, rng)
+        return hu, {d: torch.from_numpy(atlas.lookup(self.labels[d]))[ids.long()] for d in decoders}
 
 
 def _lattice(size: np.ndarray, matrix: np.ndarray, centre: np.ndarray, shape: np.ndarray) -> torch.Tensor:
@@ -107,5 +133,7 @@ def _lattice(size: np.ndarray, matrix: np.ndarray, centre: np.ndarray, shape: np
 def _sample(arrays: np.ndarray, lattice: torch.Tensor, mode: str, outside: float) -> torch.Tensor:
     """grid_sample with `outside` beyond the box; values are shifted so that zero padding means `outside`."""
     source = torch.from_numpy(np.ascontiguousarray(arrays)).float() - outside
-    sampled = torch.nn.functional.grid_sample(source[None], lattice, mode=mode, padding_mode="zeros", align_corners=True)
+    sampled = torch.nn.functional.grid_sample(
+        source[None], lattice, mode=mode, padding_mode="zeros", align_corners=True
+    )
     return sampled[0] + outside

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from clseg.errors import UsageError
 from clseg.metrics import Scores, score
 from clseg.pipeline import segment
 from clseg.progress import SILENT, Progress
 from clseg.recipe import Recipe
-from clseg.training.cases import Case, find_cases, read_masks
+from clseg.training.cases import Case, find_cases, list_cases, read_masks
 
 
 def validate(
@@ -15,9 +16,14 @@ def validate(
     """Scores by case and structure, through the whole chain as a user runs it.
 
     Only structures that a case annotates are scored there: what is not labelled is
-    unknown, not background.
+    unknown, not background.  Raises UsageError when the split has no case.
     """
-    cases = find_cases(recipe, split)
+    cases = [case for case in find_cases(recipe, split) if case.ct is not None]  # a synthetic scan proves nothing
+    if not cases:
+        there = sorted({case.split for dataset in recipe.dataset for case in list_cases(dataset, recipe.folder) if case.split})
+        raise UsageError(
+            f"There is no case with a CT in the split '{split}' of recipe '{recipe.name}', the splits there are: {', '.join(there) or 'none'}."
+        )
     results: dict[str, dict[str, Scores]] = {}
     with report.stage(f"Evaluating {split}", len(cases)) as advance:
         for case in cases:

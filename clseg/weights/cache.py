@@ -33,8 +33,8 @@ _ABSENT = "is not there"
 
 
 def manifest(*, home: Path | None = None) -> Manifest:
-    """Every model this machine knows: the builtin manifest and the user's own `<home>/weights_manifest.json`."""
-    own = (home or environment().home) / FILE_NAME
+    """Every model this machine knows: the builtin manifest and the user's own `weights_manifest.json` (see `own`)."""
+    own = (home or environment().own) / FILE_NAME
     return Manifest.builtin().merged(Manifest.read(own)) if own.is_file() else Manifest.builtin()
 
 

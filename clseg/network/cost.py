@@ -1,0 +1,66 @@
+"""Cost: what a decoder weighs and how much it computes, from its spec alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+from clseg.network.spec import DecoderSpec, EncoderSpec, Triple, joins
+
+SUPPORT_KERNEL = 27  # weights per channel pair of a support head's 3 x 3 x 3 convolution
+
+
+@dataclass(frozen=True)
+class Cost:
+    """`parameters` of a decoder, and the `flops` of its convolutions for one window (a multiply-add is two)."""
+
+    parameters: int
+    flops: int
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.parameters + other.parameters, self.flops + other.flops)
+
+
+def cost(spec: DecoderSpec, encoder: EncoderSpec, patch: Triple) -> Cost:
+    """Cost of the decoder `spec` on one window of `patch` voxels, without encoder and supporters.
+
+    All heads are weighed; only those of the finest stage compute, as in inference.
+    WeightsError when the decoder cannot stand on `encoder`.
+    """
+    total = Cost(0, 0)
+    outputs, others = len(spec.labels) + 1, sum(len(supporter.labels) + 1 for supporter in spec.supporters)
+    last = len(spec.stages) - 1
+    stages = zip(spec.stages, joins(spec, encoder), _voxels(encoder, patch)[-2::-1], strict=True)
+    for index, (stage, join, voxels) in enumerate(stages):
+        # each voxel above comes from one voxel below: stride³ weights a pair, one multiplication each
+        total += Cost(prod(join.stride) * join.below * stage.up, 2 * join.below * stage.up * voxels)
+        inputs = stage.up + join.skip
+        for width in stage.convs:
+            total += _convolution(inputs, width, prod(stage.kernel), voxels) + Cost(3 * width, 0)  # bias, scale, shift
+            inputs = width
+        seen = voxels if index == last else 0
+        total += _convolution(inputs, outputs, 1, seen)
+        if others:
+            total += _support_head(outputs, others, seen)
+    return total
+
+
+def _convolution(inputs: int, outputs: int, kernel: int, voxels: int) -> Cost:
+    """A convolution without bias; what it computes at the border counts in full."""
+    weights = inputs * outputs * kernel
+    return Cost(weights, 2 * weights * voxels)
+
+
+def _support_head(own: int, others: int, voxels: int) -> Cost:
+    hidden = 2 * (own + others)
+    mix = _convolution(own + others, hidden, SUPPORT_KERNEL, voxels) + Cost(3 * hidden, 0)
+    return mix + _convolution(hidden, own, 1, voxels) + Cost(1, 0)  # the gate
+
+
+def _voxels(encoder: EncoderSpec, patch: Triple) -> list[int]:
+    """Voxels of the feature map of every level, full resolution first."""
+    sizes, counts = patch, []
+    for level in encoder.levels:
+        sizes = tuple((n + 2 * (k // 2) - k) // s + 1 for n, k, s in zip(sizes, level.kernel, level.stride, strict=True))
+        counts.append(prod(sizes))
+    return counts

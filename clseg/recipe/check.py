@@ -1,0 +1,205 @@
+"""What a schema cannot say: sizes that must agree, names that must be unique, supporters without a circle."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from graphlib import CycleError, TopologicalSorter
+from typing import TYPE_CHECKING
+
+from clseg.catalogue import Catalogue
+from clseg.errors import RecipeError
+
+if TYPE_CHECKING:
+    from clseg.recipe.commands import Common, LearnRecipe, PruneRecipe, Recipe, UpdateRecipe
+    from clseg.recipe.parts import DatasetRecipe, DecoderRecipe, EncoderRecipe, LadderRecipe, SynthesisRecipe
+
+ENDS = {"inferior", "superior", "both"}
+FORMATS = {"folders": "index", "csv": "index", "nnunet": "path", "totalsegmentator": "path"}  # and the key that says where
+
+
+def recipe(plan: Recipe) -> None:
+    """Checks of `clseg train`."""
+    _common(plan)
+    _decoders(plan.decoder)
+    _mirror(plan)
+    if plan.encoder is not None:
+        _encoder(plan.encoder, plan.grid.patch)
+        _stages(plan)
+    along_z = [d.name for d in plan.decoder if d.open_ends] + [d.name for d in plan.dataset if d.absent_above]
+    if along_z and not plan.grid.orientation.endswith("S"):
+        raise RecipeError(
+            f"open_ends and absent_above (in '{along_z[0]}') need an orientation whose last axis points up, such as RAS, "
+            f"given {plan.grid.orientation}."
+        )
+
+
+def _stages(plan: Recipe) -> None:
+    """Decoders as deep as the encoder, and none that needs another to be finished first."""
+    stages = len(plan.encoder.widths) - 1
+    for decoder in plan.decoder:
+        if len(decoder.widths) != stages:
+            raise RecipeError(f"Decoder '{decoder.name}' needs {stages} widths, kernels and convs, one per stage.")
+        if decoder.supporters:
+            raise RecipeError(
+                f"Decoder '{decoder.name}' names supporters, but `clseg train` trains all decoders at once.",
+                tip="Learn it with `clseg learn` when its supporters exist.",
+            )
+
+
+def learn(plan: LearnRecipe) -> None:
+    """Checks of `clseg learn`."""
+    _common(plan)
+    _decoders(plan.decoder)
+    _mirror(plan)
+    _ladder(plan.ladder)
+    if plan.support.iterations < 1 or plan.support.rate <= 0:
+        raise RecipeError("[support] needs iterations of 1 or more and a rate above 0.")
+    names = {decoder.name for decoder in plan.decoder}
+    graph = {d.name: [s for s in d.supporters if s in names] for d in plan.decoder}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        raise RecipeError(f"Supporters form a circle: {' → '.join(error.args[1])}.") from error
+
+
+def update(plan: UpdateRecipe) -> None:
+    """Checks of `clseg update`."""
+    _common(plan)
+    _datasets(plan.old, "old", needed=False)
+    _open_ends("open_ends", plan.open_ends)
+    if not 0 <= plan.keep <= 1:
+        raise RecipeError(f"keep is a share between 0 and 1, given {plan.keep}.")
+    if plan.allowed_loss < 0:
+        raise RecipeError(f"allowed_loss is a Dice of 0 or more, given {plan.allowed_loss}.")
+
+
+def prune(plan: PruneRecipe) -> None:
+    """Checks of `clseg prune`."""
+    _common(plan)
+    _ladder(plan.ladder)
+    _open_ends("open_ends", plan.open_ends)
+
+
+def _mirror(plan: Recipe | LearnRecipe) -> None:
+    """A mirrored left kidney is a right one: no structure with a side may be flipped."""
+    labels = [label for decoder in plan.decoder for label in decoder.labels]
+    catalogue = Catalogue.builtin().with_structures(labels)
+    sided = [label for label in labels if catalogue[label].side]
+    if plan.augment.mirror and sided:
+        raise RecipeError(
+            f"augment.mirror flips left and right, but '{sided[0]}' has a side.", tip="Set augment.mirror = false in this recipe."
+        )
+
+
+def _synthesis(rule: SynthesisRecipe) -> None:
+    shares = (rule.native, rule.arterial, rule.venous)
+    if min(shares) < 0 or max(shares) <= 0:
+        raise RecipeError(f"[synthesis] needs native, arterial and venous of 0 or more, one above 0, given {list(shares)}.")
+    for name, value in vars(rule).items():
+        if isinstance(value, tuple) and not 0 <= value[0] <= value[1]:
+            raise RecipeError(f"synthesis.{name} is a smallest and a largest value of 0 or more, given {list(value)}.")
+        if name.endswith("_probability") and not 0 <= value <= 1:
+            raise RecipeError(f"synthesis.{name} is a probability between 0 and 1, given {value}.")
+        if isinstance(value, (int, float)) and value < 0:
+            raise RecipeError(f"synthesis.{name} is 0 or more, given {value}.")
+    if rule.deform_wave_mm[0] <= 0 or rule.organ_scale[0] <= 0:
+        raise RecipeError("synthesis.deform_wave_mm and organ_scale must be above 0.")
+
+
+def _common(plan: Common) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", plan.name):
+        raise RecipeError(f"A recipe's name becomes a file name: letters, digits, ., _ and -, given '{plan.name}'.")
+    _datasets(plan.dataset, "dataset", needed=True)
+    _synthesis(plan.synthesis)
+    optim = plan.optim
+    if optim.precision not in ("float32", "bfloat16", "float16"):
+        raise RecipeError(f"optim.precision is float32, bfloat16 or float16, given '{optim.precision}'.")
+    if min(optim.iterations, optim.batch, optim.deep_supervision, optim.checkpoint_every) < 1 or optim.rate <= 0:
+        raise RecipeError("[optim] needs iterations, batch, deep_supervision and checkpoint_every of 1 or more and a rate above 0.")
+    if min(plan.validation.cases, plan.validation.every) < 0:
+        raise RecipeError("[validation] needs cases and every of 0 or more.")
+
+
+def _encoder(encoder: EncoderRecipe, patch: Sequence[int]) -> None:
+    levels = len(encoder.widths)
+    if not levels == len(encoder.strides) == len(encoder.kernels) == len(encoder.convs) >= 2:
+        raise RecipeError("[encoder] widths, strides, kernels and convs need one entry per level, at least two levels.")
+    if min(*encoder.widths, *encoder.strides, *encoder.kernels, *encoder.convs, *patch) < 1:
+        raise RecipeError("[encoder] widths, strides, kernels and convs and the patch must be 1 or more.")
+    stride = 1
+    for s in encoder.strides:
+        stride *= s
+    if any(p % stride for p in patch):
+        raise RecipeError(f"The patch {patch} must be divisible by the product of the strides, {stride}.")
+    if max(patch) == stride:
+        raise RecipeError(f"The patch {patch} must be larger than the product of the strides, {stride}.")
+
+
+def _datasets(datasets: Sequence[DatasetRecipe], key: str, *, needed: bool) -> None:
+    if not datasets:
+        if needed:
+            raise RecipeError(f"A recipe needs at least one [[{key}]].")
+        return
+    _unique(key, [d.name for d in datasets])
+    weights = [d.weight for d in datasets]
+    if min(weights) < 0 or max(weights) <= 0:
+        raise RecipeError(f"Datasets need weights of 0 or more, at least one above 0, given {weights}.")
+    for dataset in datasets:
+        for name, source in dataset.masks.items():
+            if not re.fullmatch(r"[^:]+(:\d+)?", source):
+                raise RecipeError(f"masks.{name} of dataset '{dataset.name}' is 'file' or 'file:value', given '{source}'.")
+        _dataset(dataset)
+
+
+def _dataset(dataset: DatasetRecipe) -> None:
+    """A dataset must say where it is, in the words of its format."""
+    if dataset.format not in FORMATS:
+        raise RecipeError(f"The format of dataset '{dataset.name}' is {', '.join(FORMATS)}, given '{dataset.format}'.")
+    place = FORMATS[dataset.format]
+    (other,) = {"index", "path"} - {place}
+    if not getattr(dataset, place):
+        raise RecipeError(f"Dataset '{dataset.name}' lacks '{place}': its format '{dataset.format}' needs it.")
+    if getattr(dataset, other):
+        raise RecipeError(f"Dataset '{dataset.name}' of the format '{dataset.format}' is found by '{place}', but '{other}' is given.")
+    if dataset.masks and dataset.format != "folders":
+        raise RecipeError(f"Dataset '{dataset.name}' has masks, which belong to the format 'folders', given '{dataset.format}'.")
+    if not 0 <= dataset.val_share < 1 or dataset.fold < 0:
+        raise RecipeError(f"Dataset '{dataset.name}' needs a val_share from 0 to below 1 and a fold of 0 or more.")
+
+
+def _decoders(decoders: Sequence[DecoderRecipe]) -> None:
+    if not decoders:
+        raise RecipeError("A recipe needs at least one [[decoder]].")
+    _unique("decoder", [d.name for d in decoders])
+    for decoder in decoders:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", decoder.name) or decoder.name == "encoder":
+            raise RecipeError(
+                f"A decoder's name becomes a file name: letters, digits, _ and -, but not 'encoder', given '{decoder.name}'."
+            )
+        if not decoder.labels or len(set(decoder.labels)) != len(decoder.labels):
+            raise RecipeError(f"Decoder '{decoder.name}' needs labels, each once, given {list(decoder.labels)}.")
+        if not len(decoder.widths) == len(decoder.kernels) == len(decoder.convs) >= 1:
+            raise RecipeError(f"Decoder '{decoder.name}' needs as many widths as kernels and convs, one per stage.")
+        if min(*decoder.widths, *decoder.kernels, *decoder.convs) < 1:
+            raise RecipeError(f"widths, kernels and convs of decoder '{decoder.name}' must be 1 or more.")
+        _open_ends(f"open_ends of decoder '{decoder.name}'", decoder.open_ends, decoder.labels)
+        _unique(f"supporter of decoder '{decoder.name}'", decoder.supporters)
+
+
+def _ladder(ladder: LadderRecipe) -> None:
+    for name, rungs in (("structured", ladder.structured), ("unstructured", ladder.unstructured)):
+        if list(rungs) != sorted(set(rungs)) or any(not 0 < rung < 1 for rung in rungs):
+            raise RecipeError(f"ladder.{name} must rise between 0 and 1, given {list(rungs)}.")
+    if min((*ladder.multiple, ladder.iterations), default=0) < 1 or not ladder.multiple or min(ladder.retries, ladder.recovery, ladder.allowed_loss) < 0:
+        raise RecipeError("[ladder] needs multiple and iterations of 1 or more and retries, recovery and allowed_loss of 0 or more.")
+
+
+def _open_ends(where: str, ends: dict[str, str], labels: Sequence[str] | None = None) -> None:
+    if (labels is not None and set(ends) - set(labels)) or set(ends.values()) - ENDS:
+        raise RecipeError(f"{where} must map its labels to inferior, superior or both.")
+
+
+def _unique(kind: str, names: Sequence[str]) -> None:
+    if len(set(names)) != len(names):
+        raise RecipeError(f"Every {kind} needs a name of its own, given {list(names)}.")

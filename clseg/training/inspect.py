@@ -1,0 +1,233 @@
+"""Inspect: every case of a recipe before a training believes it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+
+from clseg.catalogue import Catalogue
+from clseg.errors import TrainingError
+from clseg.io.files import sha256_of
+from clseg.progress import SILENT, Progress
+from clseg.recipe import DatasetRecipe
+from clseg.recipe.commands import Common
+from clseg.training.cases import Case, list_cases
+from clseg.training.cases.find import usable
+from clseg.training.cases.names import meanings
+from clseg.training.contents import Contents, contents
+
+ERROR, WARNING = "error", "warning"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One sentence about a case, or about a dataset (`case` is empty) or the recipe (both are)."""
+
+    severity: str
+    dataset: str
+    case: str
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What was found, worst first, and what the cases annotate.
+
+    `mapped`: (dataset, its own name, structure) where the two differ.  `cases`:
+    (dataset, split) → number of cases.  `structures`: structure → (dataset, split) →
+    number of cases that annotate it.  `learned`: the structures that decoders of the
+    recipe learn.
+    """
+
+    found: tuple[Finding, ...]
+    mapped: tuple[tuple[str, str, str], ...]
+    cases: Mapping[tuple[str, str], int]
+    structures: Mapping[str, Mapping[tuple[str, str], int]]
+    learned: tuple[str, ...] = ()
+
+    @property
+    def errors(self) -> tuple[Finding, ...]:
+        return tuple(one for one in self.found if one.severity == ERROR)
+
+    @property
+    def warnings(self) -> tuple[Finding, ...]:
+        return tuple(one for one in self.found if one.severity == WARNING)
+
+    def refuse_errors(self) -> None:
+        """Raise TrainingError with the first error, if there is one."""
+        if self.errors:
+            first, more = self.errors[0], len(self.errors) - 1
+            where = f"Case '{first.case}' of dataset '{first.dataset}': " if first.case else f"Dataset '{first.dataset}': " if first.dataset else ""
+            others = f" ({more} more like this)" if more else ""
+            raise TrainingError(f"{where}{first.sentence.rstrip('.')}{others}.", tip="`clseg cases RECIPE` lists all faults.")
+
+
+def inspect_cases(recipe: Common, *, report: Progress = SILENT) -> Findings:
+    """Read all cases of all splits once and say what is wrong with them.
+
+    Per case: missing files, other grids than the CT's, ids that nobody names, values
+    that are not HU, left where right should be.  Over all: names that nobody knows,
+    structures that nobody annotates, scans that are in train and val.  Raises
+    RecipeError when a dataset is not there.
+    """
+    datasets = [*recipe.dataset, *getattr(recipe, "old", ())]
+    wanted = _wanted(recipe)
+    listed = [case for dataset in datasets for case in list_cases(dataset, recipe.folder)]
+    read = []
+    with report.stage("Inspecting cases", len(listed)) as advance:
+        for case in listed:
+            read.append(contents(case, wanted) if usable(case) else Contents(case))
+            advance(1)
+
+    found = [*_per_case(read)]
+    for dataset in datasets:
+        found += _per_dataset([one for one in read if one.case.dataset is dataset], dataset, wanted)
+    found += _leaks([one.case for one in read if usable(one.case)])
+    found += _never_annotated(read, recipe)
+    found.sort(key=lambda one: one.severity != ERROR)  # errors first, otherwise in their order
+    used = [one for one in read if usable(one.case)]
+    learned = tuple(label for decoder in _decoders(recipe) for label in decoder.labels)
+    return Findings(tuple(found), _mapped(used), Counter(_place(one) for one in used), _structures(used), learned)
+
+
+def _wanted(recipe: Common) -> set[str]:
+    """The structures that the recipe's decoders learn and the landmarks that its datasets name; empty: unknown, so all."""
+    labels = {label for decoder in _decoders(recipe) for label in decoder.labels}
+    return labels | {landmark for d in recipe.dataset for landmark in d.absent_above.values()} if labels else set()
+
+
+def _decoders(recipe: Common) -> tuple:
+    decoders = getattr(recipe, "decoder", ())
+    return decoders if isinstance(decoders, tuple) else ()  # `clseg update` names one of the model
+
+
+def _place(one: Contents) -> tuple[str, str]:
+    return one.case.dataset.name, one.case.split
+
+
+# ---- what is wrong ----------------------------------------------------------------------------------------------------
+
+
+def _per_case(read: Iterable[Contents]) -> Iterable[Finding]:
+    for one in read:
+        for severity, sentences in ((ERROR, one.errors), (WARNING, one.warnings)):
+            for sentence in sentences:
+                yield Finding(severity, one.case.dataset.name, one.case.name, sentence)
+
+
+def _per_dataset(read: Sequence[Contents], dataset: DatasetRecipe, wanted: set[str]) -> list[Finding]:
+    """Faults that many cases of a dataset share, each said once."""
+    if not read:
+        return [Finding(WARNING, dataset.name, "", f"No case matches {list(dataset.cases)}.")]
+    sentences = []
+    if left := [one.case.name for one in read if not usable(one.case)]:
+        sentences.append(f"{_cases(left)} without a CT are left out.")
+    if left := [one.case.name for one in read if not one.case.split]:
+        sentences.append(f"{_cases(left)} are in no split and are left out.")
+    empty = Counter(name for one in read for name in one.empty if not wanted or name in wanted)
+    if empty:
+        meaning = "absent" if dataset.complete else "unknown in a label map, absent where a mask file is empty"
+        sentences.append(f"Named without a voxel, so {meaning}: {', '.join(f'{name} ({count} cases)' for name, count in sorted(empty.items()))}.")
+    sentences += _unknown_names(read, wanted)
+    own = {part for one in read for parts in one.names.values() for part in parts}
+    if unused := sorted(set(dataset.rename) - own):
+        sentences.append(f"rename has '{unused[0]}', which no case names{_nearest(unused[0], own)}.")
+    return [Finding(WARNING, dataset.name, "", sentence) for sentence in sentences]
+
+
+def _unknown_names(read: Sequence[Contents], wanted: set[str]) -> list[str]:
+    counts = Counter(name for one in read for name in one.names)
+    known = Catalogue.builtin()
+    sentences = []
+    for name in sorted(set(counts) - wanted):
+        if name in known:
+            continue
+        several = meanings(name)
+        if several:
+            why = f"may be {' or '.join(several[:3])}{' …' if len(several) > 3 else ''}; say which with rename"
+        else:
+            why = f"is known neither to the catalogue nor to a decoder{_nearest(name, [a.name for a in known] + sorted(wanted))}"
+        sentences.append(f"'{name}' ({counts[name]} cases) {why}.")
+    return sentences
+
+
+def _nearest(name: str, among: Iterable[str]) -> str:
+    """What may have been meant, to end a sentence."""
+    by_word = {word.lower(): word for word in among}
+    near = get_close_matches(name.lower(), by_word, 3)
+    return f"; nearest: {' or '.join(by_word[word] for word in near)}" if near else ""
+
+
+def _leaks(cases: Sequence[Case]) -> list[Finding]:
+    """Scans that are there twice: an error across splits, a warning otherwise."""
+    found: list[Finding] = []
+    shared: dict[tuple[str, str], list[str]] = {}
+    for twins in _twins(cases):
+        first = twins[0]
+        for other in twins[1:]:
+            if other.split != first.split and other.split and first.split:
+                sentence = f"The same scan is in the split '{other.split}' here and in '{first.split}' as '{first.name}' of dataset '{first.dataset.name}'."
+                found.append(Finding(ERROR, other.dataset.name, other.name, sentence))
+            else:
+                shared.setdefault((other.dataset.name, first.dataset.name), []).append(other.name)
+    for (dataset, other_dataset), names in shared.items():
+        found.append(Finding(WARNING, dataset, "", f"{_cases(names)} show the same scans as cases of dataset '{other_dataset}'; their labels are learned apart."))
+    return found
+
+
+def _twins(cases: Sequence[Case]) -> list[list[Case]]:
+    """Groups of cases with the same scan: one file, or files of the same content (only those of one size are compared)."""
+    by_path: dict[Path, list[Case]] = {}
+    for case in cases:
+        scan = case.ct if case.ct is not None else case.maps[0].path
+        if scan.exists():
+            by_path.setdefault(scan.resolve(), []).append(case)
+    sizes = Counter(path.stat().st_size for path in by_path if path.is_file())
+    groups: dict[object, list[Case]] = {}
+    for path, group in by_path.items():
+        alone = not path.is_file() or sizes[path.stat().st_size] == 1
+        groups.setdefault(path if alone else sha256_of(path), []).extend(group)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _never_annotated(read: Sequence[Contents], recipe: Common) -> Iterable[Finding]:
+    """Labels of decoders that no case to learn from annotates."""
+    learned = [one for one in read if one.case.split == recipe.split and one.case.dataset.weight > 0]
+    annotated = {name for one in learned for name in one.annotated}
+    for decoder in _decoders(recipe):
+        for label in decoder.labels:
+            if label not in annotated:
+                sentence = f"No case of the split '{recipe.split}' annotates {label} of decoder '{decoder.name}'{_nearest(label, sorted(annotated))}."
+                yield Finding(ERROR, "", "", sentence)
+
+
+def _cases(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:3]) + (" …" if len(names) > 3 else "")
+    return f"{len(names)} case{'' if len(names) == 1 else 's'} ({shown})"
+
+
+# ---- what there is ----------------------------------------------------------------------------------------------------
+
+
+def _mapped(read: Iterable[Contents]) -> tuple[tuple[str, str, str], ...]:
+    found = {
+        (one.case.dataset.name, own, structure): None
+        for one in read
+        for structure, parts in one.names.items()
+        for own in parts
+        if own != structure
+    }
+    return tuple(found)
+
+
+def _structures(read: Iterable[Contents]) -> dict[str, Counter]:
+    """Structure → (dataset, split) → cases that annotate it, in the order of the catalogue, others behind."""
+    counts: dict[str, Counter] = {}
+    for one in read:
+        for name in one.annotated:
+            counts.setdefault(name, Counter())[_place(one)] += 1
+    order = {anatomy.name: anatomy.id for anatomy in Catalogue.builtin().with_structures(sorted(counts))}
+    return {name: counts[name] for name in sorted(counts, key=lambda name: order[name])}

@@ -1,0 +1,186 @@
+"""Ladder: how far to prune.  Pure decisions, no weights: what to try next, and whether it was good enough.
+
+    ladder = Ladder(default_rungs(), reference=reference(dense_dice))
+    while (rung := ladder.next()) is not None:
+        ...                                   # prune to `rung`, rewind, train one epoch, measure
+        match ladder.report(dice):
+            case Verdict.ACCEPTED: ...        # what is now is the last accepted state
+            case Verdict.AGAIN:    ...        # restore the last accepted state; the same rung comes again
+            case Verdict.STOP:     ...        # restore; `next()` says what follows, if anything
+        ...                                   # save: ladder and weights in one step
+
+What the caller keeps for late rewinding: `trained`, the dense weights at the end
+of training (after a structured rung: those of the channels that were kept), from
+which survivors restart at every try; and the last accepted state, that is spec,
+weights and ticket.  A try depends on nothing but these two and its number
+(`tries`, the seed of its patches).  So a run that is killed anywhere, and goes on
+from what was saved after the last report, ends as if it had never been killed.
+
+Ladder, stop rule and retries: arXiv 2503.12698; structured rungs are ours.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from enum import Enum
+from itertools import pairwise
+from typing import Any
+
+from clseg.errors import RecipeError, TrainingError
+
+KINDS = ("structured", "unstructured")  # in the order in which they are climbed
+STRUCTURED = (0.25, 0.5, 0.65, 0.75, 0.8, 0.85, 0.9)  # shares of channels removed
+UNSTRUCTURED = (0.80, 0.82, 0.84, 0.86, 0.88, 0.90, 0.92, 0.94, 0.96, 0.98, 0.99, 0.992, 0.994, 0.996, 0.998)
+
+_ROUNDING = 1e-9  # 0.90 − 0.88 is a little more than 0.02 in binary
+
+
+class Verdict(str, Enum):
+    """What became of a try: kept; to be done again; or refused for good, with all that is left of its kind."""
+
+    ACCEPTED = "accepted"
+    AGAIN = "again"
+    STOP = "stop"
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One step: `target` is the share of channels ("structured") or of the weights left in them ("unstructured") to be gone."""
+
+    kind: str
+    target: float
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS or not 0 < self.target < 1:
+            raise RecipeError(f"A rung is structured or unstructured with a target between 0 and 1, given {self.kind} {self.target}.")
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A try that was reported: the `number` of the try at this rung (from 1), the validation Dice after it, the verdict."""
+
+    rung: Rung
+    number: int
+    dice: float
+    verdict: Verdict
+
+
+@dataclass
+class Ladder:
+    """The climb as far as it has come; `to_dict` is all that is needed to go on.
+
+    A rung is accepted when `reference` − Dice ≤ `allowed_loss`; it is tried once and
+    then `retries` times more.  When a structured rung is refused for good the
+    unstructured ones follow; when an unstructured one is, nothing does.
+    """
+
+    rungs: tuple[Rung, ...]
+    reference: float
+    allowed_loss: float = 0.02
+    retries: int = 8
+    position: int = 0
+    tries: int = 0
+    attempts: list[Attempt] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.rungs = tuple(self.rungs)
+        places = [(KINDS.index(rung.kind), rung.target) for rung in self.rungs]
+        if any(a >= b for a, b in pairwise(places)):
+            raise RecipeError("The rungs of a ladder rise, structured ones first, given " + ", ".join(f"{r.kind} {r.target}" for r in self.rungs) + ".")
+        if not math.isfinite(self.reference):
+            raise TrainingError(f"The reference Dice of a ladder is a number, given {self.reference}.")
+        if not (self.allowed_loss >= 0 and self.retries >= 0):
+            raise RecipeError(f"Allowed loss and retries are at least 0, given {self.allowed_loss} and {self.retries}.")
+
+    def next(self) -> Rung | None:
+        """What to try now, or None at the end; asking changes nothing."""
+        return self.rungs[self.position] if self.position < len(self.rungs) else None
+
+    def report(self, dice: float) -> Verdict:
+        """Take note of the Dice after the try of `next()`, and judge it; what is not a number is refused."""
+        rung = self._current()
+        number = self.tries + 1
+        if self.reference - dice <= self.allowed_loss + _ROUNDING:
+            verdict = Verdict.ACCEPTED
+        else:
+            verdict = Verdict.AGAIN if number <= self.retries else Verdict.STOP
+        self.attempts.append(Attempt(rung, number, float(dice), verdict))
+        self._move(rung, verdict)
+        return verdict
+
+    def skip(self) -> None:
+        """Leave out `next()` untried, where it would remove nothing: fewer channels cannot be had."""
+        self._current()
+        self.position, self.tries = self.position + 1, 0
+
+    @property
+    def accepted(self) -> list[Attempt]:
+        return [attempt for attempt in self.attempts if attempt.verdict is Verdict.ACCEPTED]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain JSON types; a Dice that is not a number becomes null."""
+        data = asdict(self)
+        for attempt in data["attempts"]:
+            attempt["verdict"] = attempt["verdict"].value
+            attempt["dice"] = attempt["dice"] if math.isfinite(attempt["dice"]) else None
+        return {**data, "rungs": list(data["rungs"])}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Ladder:
+        """Inverse of `to_dict`; raises TrainingError when a field is missing or unknown."""
+        try:
+            attempts = [
+                Attempt(Rung(**a["rung"]), a["number"], math.nan if a["dice"] is None else a["dice"], Verdict(a["verdict"]))
+                for a in data["attempts"]
+            ]
+            return cls(**{**data, "rungs": tuple(Rung(**rung) for rung in data["rungs"]), "attempts": attempts})
+        except (TypeError, KeyError, ValueError) as error:
+            raise TrainingError(f"The saved ladder is not usable: {error}.", tip="Prune again in a new folder.") from error
+
+    def _current(self) -> Rung:
+        rung = self.next()
+        if rung is None:
+            raise TrainingError("The ladder is at its end; there is no rung to report on.")
+        return rung
+
+    def _move(self, rung: Rung, verdict: Verdict) -> None:
+        if verdict is Verdict.AGAIN:
+            self.tries += 1
+            return
+        self.position, self.tries = self.position + 1, 0
+        if verdict is Verdict.STOP:
+            while self.position < len(self.rungs) and self.rungs[self.position].kind == rung.kind:
+                self.position += 1
+
+
+def climb(ladder: Ladder, attempt: Callable[[Rung, int], float], settle: Callable[[Verdict], None]) -> Ladder:
+    """Climb to the end: `attempt(rung, number)` prunes, rewinds, trains and returns the Dice; `settle` keeps or restores, and saves."""
+    while (rung := ladder.next()) is not None:
+        settle(ladder.report(attempt(rung, ladder.tries + 1)))
+    return ladder
+
+
+def default_rungs() -> tuple[Rung, ...]:
+    """Channels first, then the paper's 80, 82 … 98, 99, 99.2 … 99.8 % of the weights left in them."""
+    return (*(Rung("structured", p) for p in STRUCTURED), *(Rung("unstructured", p) for p in UNSTRUCTURED))
+
+
+def reference(dice: Sequence[float], *, last: int = 10) -> float:
+    """What pruning is held against: the mean of the last (at most) ten validation Dice values of dense training."""
+    if not dice:
+        raise TrainingError("Pruning needs at least one validation Dice of the dense decoder, given none.")
+    recent = dice[-last:]
+    return math.fsum(recent) / len(recent)
+
+
+def trimmed_mean(values: Sequence[float], share: float = 0.1) -> float:
+    """Mean without the `share` of lowest and the `share` of highest values (each rounded down to whole values)."""
+    if not values or not 0 <= share < 0.5:
+        raise TrainingError(f"A trimmed mean needs values and a share from 0 to below 0.5, given {len(values)} values and {share}.")
+    if any(math.isnan(value) for value in values):
+        return math.nan
+    cut = math.floor(share * len(values) + _ROUNDING)
+    kept = sorted(values)[cut : len(values) - cut]
+    return math.fsum(kept) / len(kept)

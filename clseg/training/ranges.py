@@ -1,0 +1,106 @@
+"""Ranges: between which body-part scores the structures of a decoder live, from the cases that it learnt from.
+
+clnet's rule, over the cases that annotate a structure (scores of the slices that show it): P_lo and P_hi are the means of the 0.5
+and 99.5 percentiles, M the mean extent.  Organs: [P_lo − 0.25·M, P_hi + 0.25·M]; lesions (tumours, lymph nodes): [min − SD, max + SD].
+Three things are ours, for a range that is too narrow loses organs:
+
+* an end that the scan cuts, or that contours reach only in part (`open_ends`), says nothing: when no case
+  shows an end, the range is open there (None);
+* no case that was learnt from is left out, with the regressor's own error (SLACK) to spare;
+* a structure whose end only one or two cases show gets FEW times the margin.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from clseg.inference.bodypart import score_scan
+from clseg.io.check import check
+from clseg.network.bodypart import SliceScorer
+from clseg.training.cases import Case, read_grid, read_masks
+from clseg.training.slices import slices_with
+
+Range = tuple[float | None, float | None]
+
+SHARE = 0.25  # of the mean extent, clnet
+SLACK = 0.02  # about 18 mm, what the regressor errs
+FEW_CASES, FEW = 2, 2.0
+
+
+@dataclass(frozen=True)
+class View:
+    """One case: a score per slice, from the feet up, and per annotated structure the slices (bool) that show it."""
+
+    scores: np.ndarray
+    present: Mapping[str, np.ndarray]
+
+
+def view(case: Case, structures: Collection[str], scorer: SliceScorer) -> View:
+    """What `case`, which has a CT, says of these structures."""
+    ct = check(read_grid(case)).volume
+    masks = read_masks(case, set(structures), ct)
+    return View(score_scan(ct, scorer).values, {name: slices_with(mask, ct) for name, mask in masks.items()})
+
+
+def ranges(
+    views: Sequence[View],
+    decoders: Mapping[str, Iterable[str]],
+    *,
+    open_ends: Mapping[str, str] | None = None,
+    lesions: Collection[str] = (),
+) -> dict[str, Range | None]:
+    """Range of every decoder: what its structures' ranges cover together; None where a structure was never seen.
+
+    `decoders` are their labels by name, `open_ends` as in a recipe ('inferior',
+    'superior', 'both' per structure), `lesions` the structures that can lie anywhere.
+    """
+    found: dict[str, Range | None] = {}
+    for name, labels in decoders.items():
+        each = [range_of(views, label, open_end=(open_ends or {}).get(label, ""), lesion=label in lesions) for label in labels]
+        found[name] = _together(each)
+    return found
+
+
+def range_of(views: Sequence[View], structure: str, *, open_end: str = "", lesion: bool = False) -> Range | None:
+    """Range of one structure; a bound is None where no case shows its end, the whole None where no case shows it."""
+    lows, highs, extents, all_scores = [], [], [], []
+    for one in views:
+        rows = np.flatnonzero(one.present[structure]) if structure in one.present else np.array([], int)
+        if not rows.size:
+            continue
+        scores = one.scores[rows]
+        low, high = np.percentile(scores, [0.5, 99.5])
+        extents.append(high - low)
+        all_scores.append(scores)
+        if rows[0] > 0 and open_end not in ("inferior", "both"):
+            lows.append(low)
+        if rows[-1] < len(one.scores) - 1 and open_end not in ("superior", "both"):
+            highs.append(high)
+    if not extents:
+        return None
+    if lesion:
+        scores = np.concatenate(all_scores)
+        margin = float(scores.std())
+        return float(scores.min()) - margin, float(scores.max()) + margin
+    extent = float(np.mean(extents))
+    return _bound(lows, extent, -1), _bound(highs, extent, 1)
+
+
+def _bound(ends: list[float], extent: float, sign: int) -> float | None:
+    """The bound below (`sign` −1) or above (1) the ends that cases show."""
+    if not ends:
+        return None
+    margin = SHARE * extent * (FEW if len(ends) <= FEW_CASES else 1)
+    outermost = max(sign * end for end in ends) + SLACK * (FEW if len(ends) <= FEW_CASES else 1)
+    return sign * max(sign * float(np.mean(ends)) + margin, outermost)
+
+
+def _together(each: Sequence[Range | None]) -> Range | None:
+    known = [one for one in each if one is not None]
+    if not known or len(known) < len(each):
+        return None  # a structure that was never seen may be anywhere
+    lows, highs = [low for low, _ in known], [high for _, high in known]
+    return (None if None in lows else min(lows), None if None in highs else max(highs))  # type: ignore[type-var]

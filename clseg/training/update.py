@@ -1,0 +1,165 @@
+"""Update: an existing decoder learns from new cases of its organs, without losing what it knew."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from clseg.errors import TrainingError
+from clseg.inference.engine import choose_device
+from clseg.io.files import write_csv
+from clseg.manifest import Asset
+from clseg.network.checkpoint import Checkpoint, build_decoder, load, read_header
+from clseg.network.model import Model, assemble
+from clseg.network.spec import DecoderSpec
+from clseg.recipe import DecoderRecipe, UpdateRecipe
+from clseg.training.average import decay_for
+from clseg.training.base import Base
+from clseg.training.course import Course
+from clseg.training.distributed import world
+from clseg.training.inspect import inspect_cases
+from clseg.training.pretrain import load_examples
+from clseg.training.proof import Proof
+from clseg.training.publish import Result, card_of, publish, renewed, witnessed, write_decoder
+from clseg.training.run import Reports, alone, draw_curves, note_recipe, quicken
+from clseg.training.score import DiceByLabel
+from clseg.training.validation import means
+
+HEADER = ["cases", "structure", "n", "before", "after", "change"]
+Row = list[Any]
+
+
+class UpdateRefused(TrainingError):
+    """The update would lose too much; `rows` (under HEADER) is the table that shows it."""
+
+    def __init__(self, message: str, rows: list[Row], *, tip: str) -> None:
+        super().__init__(message, tip=tip)
+        self.rows = rows
+
+
+@dataclass(frozen=True)
+class Updated:
+    """The new file, Dice before and after on old and new held-out cases (rows under HEADER), and the proof."""
+
+    result: Result
+    rows: list[Row]
+    proof: Proof | None
+
+
+def update(recipe: UpdateRecipe, run: Path, *, resume: bool = False, reports: Reports | None = None) -> Updated:
+    """Train on the new cases; the result is the moving average, in which old weights weigh `keep`.
+
+    The encoder, the mask of pruned weights and all other decoders stay as they are.  The
+    new decoder replaces the old one in the user's manifest, unless the mean Dice of the
+    `old` held-out cases falls by more than `allowed_loss`, or that of the new ones falls
+    at all: then UpdateRefused, and nothing is listed.
+    """
+    reports = reports or Reports()
+    device = choose_device(recipe.device)
+    with world(device) as here, alone(run, first=here.first):
+        base = Base.open(recipe.model, run)
+        asset = base.decoder(recipe.decoder)
+        helpers, checkpoint = open_decoder(asset, base)
+        plan = base.plan(recipe, (decoder_recipe(asset, checkpoint, recipe.open_ends),))
+        if here.first:
+            note_recipe(recipe, run, resume=resume, weights=base.weights([recipe.decoder]))
+            if not resume:
+                inspect_cases(plan).refuse_errors()
+        here.wait()
+        quicken(recipe.threads)
+        before = witnessed(base, recipe, run, without=asset.labels) if here.first else None
+        cache, split = run.parent / "cache", recipe.validation.split
+        examples = load_examples(plan, cache, reports)
+        new = load_examples(plan, cache, reports, split)
+        old = load_examples(replace(plan, dataset=recipe.old), cache, reports, split) if recipe.old else []
+        course = Course(base, plan, run, examples, new, reports, device, here, resume)
+
+        name = plan.decoder[0].name
+        if recipe.old and not any(one.points.get(name) for one in old):
+            raise TrainingError(f"No case of [[old]] in split '{split}' shows a structure of the decoder '{name}', so its loss cannot be measured.")
+        student = build_decoder(checkpoint, base.spec)
+        rule = replace(plan.optim, average=decay_for(recipe.keep, plan.optim.iterations))
+        if not course.file("update", name).is_file():
+            course.train("update", {name: student}, rule, helpers=helpers, ticket=True, warm=False)
+        final = course.finished("update", name)
+        then = build_decoder(checkpoint, base.spec)
+        if not here.first or before is None:
+            return Updated(Result("", Path(), (), (), (), {}), [], None)
+
+        rows, scores = [], {}
+        for kind, cases in (("old", old), ("new", new)):
+            course.held_out = cases
+            was, now = (course.dice({name: one}, helpers, every=True) for one in (then, final))
+            rows += compared(kind, was, now)
+            scores[kind] = now
+        write_csv(run / "update.csv", HEADER, rows)
+        refuse_loss(rows, recipe.allowed_loss)
+        file = run / "weights" / f"{name}.safetensors"
+        if not (resume and file.is_file()):
+            card = renewed(checkpoint.card, card_of(recipe, plan, base, final, then, scores["new"]))
+            table = [dict(zip(HEADER, row, strict=True)) for row in rows]
+            write_decoder(final, file, base, {**card, "update_of": asset.sha256, "kept": recipe.keep, "dice_before_and_after": table}, checkpoint.slices)
+        card = read_header(file)["card"]
+        result = Result(next_name(asset), file, asset.labels, asset.requires or (base.encoder.name,), (asset.name, *asset.replaces), card)
+        draw_curves(run)
+        proof = publish(base, recipe.model, recipe, {name: result}, before, run)
+        return Updated(result, rows, proof)
+
+
+def open_decoder(asset: Asset, base: Base) -> tuple[Model | None, Checkpoint]:
+    """The decoder's checkpoint, and a model of its supporters under the names in its spec, if it has any."""
+    files = base.files([asset])
+    checkpoint = load(files[asset.name])
+    if checkpoint.encoder != base.key:
+        told = f"Decoder '{asset.name}' belongs to another encoder than the model '{base.model}' has today, so it cannot be trained on."
+        raise TrainingError(told, tip="Learn its structures anew with `clseg learn`.")
+    spec: DecoderSpec = checkpoint.spec  # type: ignore[assignment]
+    if not spec.supporters:
+        return None, checkpoint
+    parts = {one.name: load(files[one.name]) for one in base.closure([asset]) if one.kind == "decoder"}
+    bound = assemble(base.checkpoint, parts.items())
+    names = dict(zip((s.name for s in spec.supporters), bound.supporters_of(asset.name), strict=True))
+    aliases = {alias: bound.decoders[name] for alias, name in names.items()}
+    wiring = {**bound.supporters, **{alias: bound.supporters_of(name) for alias, name in names.items()}}
+    return replace(bound, decoders={**bound.decoders, **aliases}, supporters=wiring), checkpoint
+
+
+def decoder_recipe(asset: Asset, checkpoint: Checkpoint, open_ends: dict[str, str]) -> DecoderRecipe:
+    """An existing decoder as a recipe names one, so that its examples can be made."""
+    spec: DecoderSpec = checkpoint.spec  # type: ignore[assignment]
+    stages = spec.stages
+    short = asset.name.partition("-")[2].partition(".")[0] or "decoder"
+    return DecoderRecipe(
+        name=short,
+        labels=spec.labels,
+        widths=tuple(stage.convs[-1] for stage in stages),
+        kernels=tuple(max(stage.kernel) for stage in stages),
+        convs=tuple(len(stage.convs) for stage in stages),
+        open_ends=dict(open_ends),
+    )
+
+
+def compared(kind: str, before: DiceByLabel, after: DiceByLabel) -> list[Row]:
+    """Mean Dice per structure before and after, as rows under HEADER."""
+    was, now = means(before), means(after)
+    return [[kind, name, len(before[name]), round(was[name], 4), round(now[name], 4), round(now[name] - was[name], 4)] for name in was]
+
+
+def refuse_loss(rows: list[Row], allowed: float) -> None:
+    """Raise UpdateRefused when the mean change on old cases is a loss above `allowed`, or on new cases any loss."""
+    for kind, most in (("old", allowed), ("new", 0.0)):
+        changes = [row[-1] for row in rows if row[0] == kind]
+        loss = -sum(changes) / len(changes) if changes else 0.0
+        if loss > most:
+            raise UpdateRefused(
+                f"The update loses {loss:.4f} Dice on the {kind} cases, allowed are {most:g}; nothing was changed.",
+                rows,
+                tip="Raise keep, lower optim.rate or change optim.iterations, or add old cases to the new ones.",
+            )
+
+
+def next_name(asset: Asset) -> str:
+    """`starter-lungs` → `starter-lungs.2` → `starter-lungs.3` …"""
+    stem, _, number = asset.name.rpartition(".")
+    return f"{stem}.{int(number) + 1}" if stem and number.isdigit() else f"{asset.name}.2"
