@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 from collections.abc import Iterable, Sequence
@@ -22,9 +23,12 @@ from clseg.volume import Volume
 from clseg.weights.cache import fetch, manifest
 
 if TYPE_CHECKING:
+    import torch
+
+    from clseg.inference.extent import Extent
     from clseg.inference.merge import Layer
+    from clseg.inference.parts import Parts
     from clseg.inference.prepare import Placement
-    from clseg.network.model import Model
 
 Image = Volume | str | os.PathLike[str]
 
@@ -70,11 +74,10 @@ def segment(
 
     with stopwatch.lap("weights"), report.stage("Loading weights"):
         files = fetch(assets, offline=offline)
-        network = _load(assets, files).answering({decoder for a in wanted for decoder in holders[a.name]})
-        pathological = _pathological(assets, files)
-    report.detail(f"{len(network.slices)} decoders on {device}")
+        parts = _load(assets, files, {decoder for a in wanted for decoder in holders[a.name]})
+    report.detail(f"{len(parts.answering)} decoders on {device}")
 
-    layers, placement, unreachable = _infer(straight, network, wanted, catalogue, pathological, device, step, stopwatch, report)
+    layers, placement, unreachable = _infer(straight, parts, wanted, catalogue, device, step, stopwatch, report)
 
     with stopwatch.lap("restore"), report.stage("Restoring", len(layers)) as advance:
         arrays = []
@@ -103,27 +106,17 @@ def _device(wanted: str, threads: int) -> str:
     return choose_device(wanted)
 
 
-def _load(assets: Sequence[Asset], files: dict[str, Path]) -> Model:
-    from clseg.network.model import load_model
+def _load(assets: Sequence[Asset], files: dict[str, Path], answering: set[str]) -> Parts:
+    from clseg.inference.parts import load_parts
 
-    encoder = next(a.name for a in assets if a.kind == "encoder")
-    return load_model(files[encoder], {a.name: files[a.name] for a in assets if a.kind == "decoder"})
-
-
-def _pathological(assets: Sequence[Asset], files: dict[str, Path]) -> frozenset[str]:
-    """The decoders whose cards say that they were trained on pathological cases."""
-    from clseg.network.checkpoint import read_header
-
-    decoders = [a.name for a in assets if a.kind == "decoder"]
-    return frozenset(name for name in decoders if read_header(files[name])["card"].get("pathological") is True)
+    return load_parts(assets, files, answering)
 
 
 def _infer(
     scan: Volume,
-    network: Model,
+    parts: Parts,
     wanted: tuple[Anatomy, ...],
     catalogue: Catalogue,
-    pathological: frozenset[str],
     device: str,
     step: float,
     stopwatch: Stopwatch,
@@ -132,24 +125,25 @@ def _infer(
     """Label maps on the model's grid, where they lie in the scan, and the structures whose decoders were out of range."""
     from clseg.inference.clean import clean
     from clseg.inference.engine import Engine
-    from clseg.inference.extent import extents
     from clseg.inference.merge import Canvas
+    from clseg.inference.parts import slabs
     from clseg.inference.predictor import Predictor
     from clseg.inference.prepare import onto_grid, place
 
     with stopwatch.lap("prepare"), report.stage("Preparing"):
-        oriented, placement = place(scan, network.spec.grid)
+        oriented, placement = place(scan, parts.grid)
         hu = onto_grid(oriented.array, placement)
-    reach = extents(network, placement.shape[2])
-    canvas = Canvas(placement.shape, wanted, catalogue, placement.spacing, reach, pathological)
-    labels = {name: decoder.spec.labels for name, decoder in network.decoders.items()}
+    with stopwatch.lap("locate"), report.stage("Locating"):
+        reach = _reach(parts, hu, placement)
+    labels = parts.labels
+    canvas = Canvas(placement.shape, wanted, catalogue, placement.spacing, reach, parts.pathological)
 
-    predictor = Predictor(Engine(network, device, notify=report.warn), step=step)
-    windows = 1
-    for starts in predictor.windows(placement.shape):
-        windows *= len(starts)
-    with stopwatch.lap("segment"), report.stage("Segmenting", windows) as predictor.advance:
-        for slab in predictor(hu, reach):
+    predictors = [Predictor(Engine(model, device, notify=report.warn), step=step) for model in parts.models]
+    windows = math.prod(len(starts) for starts in predictors[0].windows(placement.shape))
+    with stopwatch.lap("segment"), report.stage("Segmenting", windows * len(predictors)) as advance:
+        for predictor in predictors:
+            predictor.advance = advance
+        for slab in slabs(predictors, hu, reach):
             canvas.paint(slab, labels)
         canvas.finish()
 
@@ -159,6 +153,18 @@ def _infer(
             clean(layer, wanted, voxel_mm3)
     reachable = {label for name, extent in reach.items() if extent is not None for label in labels[name]}
     return list(canvas.layers.values()), placement, [a.name for a in wanted if a.name not in reachable]
+
+
+def _reach(parts: Parts, hu: torch.Tensor, placement: Placement) -> dict[str, Extent | None]:
+    """Which slices every decoder may paint; slices are scored only when some decoder has a range."""
+    from clseg.inference.bodypart import score_grid
+    from clseg.inference.extent import extents
+
+    ranged = any(wanted is not None for model in parts.models for wanted in model.slices.values())
+    scores = None
+    if ranged and parts.scorer is not None:
+        scores = score_grid(hu, placement.spacing, parts.scorer, placement.orientation)
+    return {name: extent for model in parts.models for name, extent in extents(model, placement.shape[2], scores).items()}
 
 
 def _onto_scan(layer: Layer, placement: Placement, straight: Volume, scan: Volume) -> Any:

@@ -17,7 +17,7 @@ from clseg.errors import InputError
 from clseg.recipe import Recipe
 from clseg.training import examples
 from clseg.training.cases import find_cases
-from clseg.training.examples import IGNORE, POINTS, Example, load_example
+from clseg.training.examples import IGNORE, OPEN, POINTS, Example, load_example
 from clseg.training.synthesis import store
 from tests.small_dataset import LABEL_IDS, scan, tiny_recipe, write_nifti
 
@@ -129,16 +129,16 @@ def test_absent_above_is_not_used_where_the_structure_is_annotated(recipe: Recip
 
 
 @pytest.mark.parametrize(("end", "below", "above"), [("inferior", True, False), ("superior", False, True), ("both", True, True)])
-def test_open_ends_are_unknown(recipe: Recipe, end: str, below: bool, above: bool) -> None:
-    """Background beyond the open end of a contoured structure is 255; within its extent and beyond a closed end it is 0."""
+def test_open_ends_are_open(recipe: Recipe, end: str, below: bool, above: bool) -> None:
+    """Background beyond the open end of a contoured structure is 254; within its extent and beyond a closed end it is 0."""
     one = loaded(with_decoder(recipe, 1, open_ends={"liver": end}), "a")
     rows = slices_with(one, "solid", 1)
     low, high = rows[0], rows[-1]
     expected = [z for z in range(one.hu.shape[2]) if (z < low and below) or (z > high and above)]
     assert low > 0
     assert high < one.hu.shape[2] - 1
-    assert slices_with(one, "solid", IGNORE) == expected
-    assert (one.targets["solid"][:, :, expected] == IGNORE).all()
+    assert slices_with(one, "solid", OPEN) == expected
+    assert (one.targets["solid"][:, :, expected] == OPEN).all()
     assert (one.targets["solid"] == 1).sum() == truth("a", one.hu, "liver").sum()
 
 
@@ -152,7 +152,7 @@ def test_other_labels_beyond_an_open_end_stay(recipe: Recipe) -> None:
     one = loaded(with_decoder(recipe, 0, open_ends={"lung_left": "superior"}), "b")
     assert (one.targets["lungs"] == 2).sum() == masks["lung_right"].sum()
     assert slices_with(one, "lungs", 2)[-1] > slices_with(one, "lungs", 1)[-1] == 34
-    assert slices_with(one, "lungs", IGNORE)[0] == 35
+    assert slices_with(one, "lungs", OPEN)[0] == 35
 
 
 def test_points_lie_in_their_structure(recipe: Recipe) -> None:

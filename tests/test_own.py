@@ -126,7 +126,6 @@ def test_an_own_decoder_keeps_the_encoder_it_was_trained_on(package: Package, tm
     assert newer.asset("tiny-encoder").sha256 in body.facts["model"]["weights"].values()
 
 
-@pytest.mark.xfail(raises=WeightsError, strict=True, reason="a scan is segmented with one encoder at a time")
 def test_a_new_encoder_does_not_take_the_model_away(package: Package, tmp_path: Path) -> None:
     """After such an update all structures of the model can still be asked for in one call."""
     builtin, ct = package(0), part_of(scan("a")[0])

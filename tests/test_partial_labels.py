@@ -11,7 +11,7 @@ import torch
 
 from clseg.recipe import Recipe
 from clseg.training.cases import find_cases
-from clseg.training.examples import IGNORE, Example, load_example
+from clseg.training.examples import OPEN, Example, load_example
 from clseg.training.losses import deep_loss
 from tests.small_dataset import tiny_recipe
 
@@ -89,7 +89,7 @@ def test_beyond_an_open_end_nothing_is_learned(recipe: Recipe, end: str, below: 
     x, y = (int(c) for c in np.argwhere(target == 1).mean(axis=0)[:2])
     column = target[x - 8 : x + 8, y - 8 : y + 8]
     for beyond, is_open, outer in ((column[:, :, low - 4 : low + 12], below, slice(0, 4)), (column[:, :, high - 11 : high + 5], above, slice(12, 16))):
-        assert (beyond[:, :, outer] == (IGNORE if is_open else 0)).all()
+        assert (beyond[:, :, outer] == (OPEN if is_open else 0)).all()
         (slope,) = slopes([beyond], [example.annotated["solid"]], depth=1)
         assert (slope[..., outer].abs().max() == 0) == is_open
         inner = slice(4, 16) if outer.start == 0 else slice(0, 12)

@@ -108,12 +108,12 @@ def test_finer_and_coarser_scans_get_masks_on_their_own_grid(tiny, spacing):
     assert result.present
 
 
-def body_by_threshold(scan, network, wanted, catalogue, *_):
+def body_by_threshold(scan, parts, wanted, catalogue, *_):
     """In place of the network: the body is what is denser than -300 HU, as a soft layer on the model's grid."""
     from clseg.inference.merge import Layer
     from clseg.inference.prepare import onto_grid, place
 
-    oriented, placement = place(scan, network.spec.grid)
+    oriented, placement = place(scan, parts.grid)
     sure = 1 / (1 + np.exp(-(onto_grid(oriented.array, placement).numpy() + 300) / 150))
     labels = np.where(sure > 0.5, catalogue["body"].id, 0).astype(np.uint16)
     score = np.where(labels > 0, np.round(255 * sure), 0).astype(np.uint8)
@@ -252,8 +252,8 @@ def test_stages_are_told_and_timed(tiny, scan):
     """What the user sees and what run.json says are the steps of a run in their order."""
     told = Told()
     result = segment(scan, model="tiny", report=told)
-    assert told.stages == ["Reading", "Loading weights", "Preparing", "Segmenting", "Cleaning", "Restoring"]
-    assert [lap.stage for lap in result.stopwatch.laps] == ["read", "weights", "prepare", "segment", "clean", "restore"]
+    assert told.stages == ["Reading", "Loading weights", "Preparing", "Locating", "Segmenting", "Cleaning", "Restoring"]
+    assert [lap.stage for lap in result.stopwatch.laps] == ["read", "weights", "prepare", "locate", "segment", "clean", "restore"]
 
 
 def test_the_facts_say_what_was_used(tiny, scan):
@@ -270,7 +270,7 @@ def test_decoders_out_of_range_are_reported(tiny, scan, monkeypatch):
     """Structures whose decoders had no slice are out of range, not absent."""
     from clseg.inference import extent
 
-    monkeypatch.setattr(extent, "extents", lambda network, slices: {n: None if "abdomen" in n else (0, slices) for n in network.decoders})
+    monkeypatch.setattr(extent, "extents", lambda network, slices, scores: {n: None if "abdomen" in n else (0, slices) for n in network.decoders})
     result = segment(scan, model="tiny")
     assert result.out_of_range == {"liver", "spleen"}
     assert result.statistics()["liver"].status == "out_of_range"
@@ -280,7 +280,7 @@ def test_nothing_in_range_is_an_empty_result(tiny, scan, monkeypatch):
     """No decoder ran; everything is out of range, and nothing breaks."""
     from clseg.inference import extent
 
-    monkeypatch.setattr(extent, "extents", lambda network, slices: dict.fromkeys(network.decoders))
+    monkeypatch.setattr(extent, "extents", lambda network, slices, scores: dict.fromkeys(network.decoders))
     result = segment(scan, model="tiny")
     assert not result.labels.array.any()
     assert result.out_of_range == set(result.names)

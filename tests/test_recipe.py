@@ -14,7 +14,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clseg.errors import RecipeError
-from clseg.recipe import KINDS, LearnRecipe, PruneRecipe, Recipe, UpdateRecipe, from_dict, read_recipe, template, to_dict
+from clseg.recipe import (
+    KINDS,
+    LearnRecipe,
+    PruneRecipe,
+    Recipe,
+    UpdateRecipe,
+    from_dict,
+    read_recipe,
+    template,
+    to_dict,
+)
 from tests.small_dataset import TOML
 
 try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -122,6 +123,6 @@ def test_cases_are_spread_evenly(there: int, wanted: int) -> None:
     examples = [example(None, name=str(number)) for number in range(there)]
     chosen = [int(one.name) for one in spread(examples, wanted)]
     assert len(chosen) == (min(there, wanted) if wanted else there)
-    gaps = [b - a for a, b in zip(chosen, chosen[1:], strict=False)]
+    gaps = [b - a for a, b in itertools.pairwise(chosen)]
     assert not gaps or (min(gaps) >= 1 and max(gaps) - min(gaps) <= 1)
     assert not chosen or chosen[0] == 0

@@ -15,7 +15,6 @@ from clseg.training.loop import Learner
 from clseg.training.state import load_state, read_average, save_state
 
 
-
 def parts(seed: int = 0, width: int = 3) -> Learner:
     """A network of two layers, its optimiser and its average; the second layer's bias is never used."""
     torch.manual_seed(seed)

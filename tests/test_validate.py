@@ -14,8 +14,10 @@ from clseg.errors import UsageError
 from clseg.io.files import read
 from clseg.recipe import Recipe
 from clseg.segmentation import Segmentation
+from clseg.spatial.orient import to_orientation
 from clseg.training import validate as validation
 from clseg.training.validate import validate
+from clseg.volume import Volume
 from tests.small_dataset import SCANS, scan, tiny_recipe
 
 Masks = dict[str, np.ndarray]
@@ -91,3 +93,16 @@ def test_the_model_runs_as_a_user_runs_it(recipe: Recipe, answer: Callable) -> N
     calls = answer(lambda masks: masks)
     validate(replace(recipe, split="val"), split="train", model="tiny", device="cpu")
     assert calls == [{"case": name, "model": "tiny", "device": "cpu", "offline": True} for name in SCANS[:2]]
+
+
+@pytest.mark.parametrize("code", ["RAS", "LPI", "SAR"])
+@pytest.mark.parametrize(("end", "dice"), [(None, 0.5), ("inferior", 0.8), ("superior", 4 / 7), ("both", 1.0)])
+def test_beyond_open_ends_nothing_is_known(code: str, end: str | None, dice: float) -> None:
+    """A tube of 12 slices whose contours cover 4: what is predicted 2 above them and 6 below counts only at ends that are not open."""
+    scan = Volume(np.zeros((4, 4, 14), np.int16), np.diag([1.0, 1.0, 3.0, 1.0]))
+    predicted, reference = np.zeros(scan.shape, bool), np.zeros(scan.shape, bool)
+    predicted[1:3, 1:3, 1:13] = True
+    reference[1:3, 1:3, 7:11] = True
+    turned = [to_orientation(scan.like(mask), code) for mask in (predicted, reference)]
+    scores = validation._compared(turned[0].array, turned[1].array, to_orientation(scan, code), end)
+    assert scores.dice == pytest.approx(dice)

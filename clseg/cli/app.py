@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import typer
 
+from clseg.cli import bodypart, recipe
+from clseg.cli.cases import cases
 from clseg.cli.console import INTERRUPTED
 from clseg.cli.demo import demo
-from clseg.cli import recipe
-from clseg.cli.cases import cases
 from clseg.cli.evaluate import evaluate
 from clseg.cli.learn import learn, prune, update
 from clseg.cli.rois import rois
@@ -24,6 +24,7 @@ app.callback(invoke_without_command=True)(run)
 for command in (demo, rois, evaluate, train, learn, update, prune, export, cases):
     app.command()(command)
 app.add_typer(recipe.app, name="recipe")
+app.add_typer(bodypart.app, name="bodypart")
 
 
 def main() -> None:

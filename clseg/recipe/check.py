@@ -191,6 +191,8 @@ def _ladder(ladder: LadderRecipe) -> None:
     for name, rungs in (("structured", ladder.structured), ("unstructured", ladder.unstructured)):
         if list(rungs) != sorted(set(rungs)) or any(not 0 < rung < 1 for rung in rungs):
             raise RecipeError(f"ladder.{name} must rise between 0 and 1, given {list(rungs)}.")
+    if ladder.save not in ("time", "weights"):
+        raise RecipeError(f"ladder.save is time or weights, given '{ladder.save}'.")
     if min((*ladder.multiple, ladder.iterations), default=0) < 1 or not ladder.multiple or min(ladder.retries, ladder.recovery, ladder.allowed_loss) < 0:
         raise RecipeError("[ladder] needs multiple and iterations of 1 or more and retries, recovery and allowed_loss of 0 or more.")
 

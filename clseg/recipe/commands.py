@@ -49,6 +49,7 @@ class Recipe(Common):
     intensity: IntensityRecipe = knob("", make=IntensityRecipe)
     encoder: EncoderRecipe | None = knob("", make=EncoderRecipe)  # None: a frozen one, made elsewhere
     decoder: tuple[DecoderRecipe, ...] = knob("one organ family each")
+    bodypart: str = knob("weights of a body-part regressor (`clseg bodypart train`), from which decoders get their ranges; empty: none", "")
 
     def __post_init__(self) -> None:
         check.recipe(self)

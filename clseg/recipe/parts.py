@@ -180,6 +180,7 @@ class LadderRecipe:
     structured: tuple[float, ...] = knob("rungs: share of channels to remove; empty for none", (0.25, 0.5, 0.65, 0.75, 0.8, 0.85, 0.9))
     unstructured: tuple[float, ...] = knob("rungs: share of the remaining weights to remove; empty for none", (0.8, 0.84, 0.88, 0.9, 0.92, 0.94, 0.96, 0.98))
     multiple: tuple[int, ...] = knob("widths stay multiples of this, for all stages or one for each; 8 is what CPUs like, 4 does for kernels of 1", (8,))
+    save: str = knob("what removed channels should save first: time or weights (smallest file)", "time")
     iterations: int = knob("steps per rung", 100)
     rate: float = knob("learning rate on a rung", 5e-4)
     allowed_loss: float = knob("Dice that a rung may lose against the dense decoder", 0.02)

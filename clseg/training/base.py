@@ -9,6 +9,7 @@ from pathlib import Path
 from clseg.errors import RecipeError, UnknownName, WeightsError
 from clseg.io.files import sha256_of
 from clseg.manifest import Asset, Manifest
+from clseg.network.bodypart import SliceScorer, load_bodypart
 from clseg.network.checkpoint import Checkpoint, fingerprint, load
 from clseg.network.spec import EncoderSpec
 from clseg.recipe import DecoderRecipe, GridRecipe, IntensityRecipe, Recipe
@@ -91,6 +92,11 @@ class Base:
     def files(self, assets: Iterable[Asset]) -> dict[str, Path]:
         """Verified files of these assets and of all that they require."""
         return fetch(self.closure(assets))
+
+    def scorer(self) -> SliceScorer | None:
+        """The model's body-part regressor, if it lists one."""
+        listed = [asset for asset in self.listing.listed(self.model) if asset.kind == "bodypart"]
+        return load_bodypart(fetch(listed)[listed[0].name]) if listed else None
 
     def closure(self, assets: Iterable[Asset]) -> list[Asset]:
         """These assets and all that they require, required ones first."""

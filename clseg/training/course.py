@@ -27,7 +27,7 @@ from clseg.recipe.parts import LadderRecipe
 from clseg.training.average import decay_for
 from clseg.training.base import Base
 from clseg.training.distributed import World
-from clseg.training.examples import Example
+from clseg.training.examples import Example, open_labels
 from clseg.training.loop import Learner, Step, learner
 from clseg.training.network import Trainee, start_weights
 from clseg.training.run import Reports
@@ -107,7 +107,7 @@ class Course:
         """A learner of these decoders alone, on the frozen encoder."""
         for decoder in decoders.values():
             decoder.requires_grad_(True).train()
-        network = Trainee(self.encoder, decoders, frozen=True, helpers=helpers)
+        network = Trainee(self.encoder, decoders, frozen=True, helpers=helpers, open_labels=open_labels(self.plan))
         return learner(network, rule, self.device, self.here, warm=warm)
 
     def rule(self, iterations: int, rate: float) -> OptimRecipe:
@@ -121,7 +121,7 @@ class Course:
         cases = [one for one in self.held_out if any(one.points.get(name) for name in decoders)]
         if not every:
             cases = spread(cases, self.plan.validation.cases)
-        return dice_of(self.encoder, decoders, cases, helpers=helpers, device=self.device)
+        return dice_of(self.encoder, decoders, cases, helpers=helpers, open_labels=open_labels(self.plan), device=self.device)
 
     def mean(self, decoders: Mapping[str, Decoder], helpers: Model | None = None) -> float:
         """Mean Dice on the held-out cases, the same in all processes."""

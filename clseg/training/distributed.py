@@ -1,5 +1,7 @@
 """Distributed: several processes, one model, as `torchrun` starts them.
 
+    torchrun --nproc-per-node 2 -m clseg -- train recipe.toml --run runs/mine
+
 Every process draws patches of its own and gradients are averaged over processes
 (DistributedDataParallel), so that N processes learn from N times the patches a
 step.  Only the first process writes files, so a run over several machines needs the
@@ -16,6 +18,7 @@ import torch
 from torch import nn
 
 from clseg.environment import torchrun
+from clseg.errors import TrainingError
 from clseg.training.patches import Patch, Patches
 
 
@@ -38,13 +41,15 @@ class World:
         tensor = torch.tensor([value], dtype=torch.float64)
         if torch.distributed.get_backend() == "nccl":
             tensor = tensor.cuda()
-        torch.distributed.broadcast(tensor, 0)
+        with _others():
+            torch.distributed.broadcast(tensor, 0)
         return float(tensor.item())
 
     def wait(self) -> None:
         """Until all processes are here."""
         if self.size > 1:
-            torch.distributed.barrier()
+            with _others():
+                torch.distributed.barrier()
 
 
 @contextmanager
@@ -65,6 +70,16 @@ def world(device: str) -> Iterator[World]:
         yield World(torch.distributed.get_rank(), size, local)
     finally:
         torch.distributed.destroy_process_group()
+
+
+@contextmanager
+def _others() -> Iterator[None]:
+    """Waiting for other processes: one that has gone is an error of its own, told there, not a fault of this one."""
+    try:
+        yield
+    except RuntimeError as error:
+        told = "Another process of this training has ended."
+        raise TrainingError(told, tip="See what it said, then go on with --resume.") from error
 
 
 def joined(network: nn.Module, here: World) -> nn.Module:

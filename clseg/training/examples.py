@@ -25,7 +25,8 @@ from clseg.training.synthesis.store import load_atlas
 from clseg.volume import Shape, Spacing, Volume
 
 EXAMPLE_FORMAT = 2  # raised when the same files give other arrays, so that old caches are not used; 2: boxes in steps of 8 voxels
-IGNORE = 255
+IGNORE = 255  # nothing is known
+OPEN = 254  # background, or a structure beyond the end where its contours stop
 POINTS = 2000  # voxels kept per structure as possible patch centres
 
 
@@ -34,7 +35,8 @@ class Example:
     """One case on the model's grid.
 
     `hu` int16 (x, y, z).  `targets[decoder]` uint8 of the same shape: 0 background,
-    1…K the decoder's labels, 255 unknown; None where every label is known to be
+    1…K the decoder's labels, 254 background or one of the labels with open ends, 255
+    unknown; None where every label is known to be
     absent.  `annotated[decoder]` one bool per label.  `points[decoder]` voxels
     (n, 3) per label, for foreground sampling.  Decoders without `points` have
     nothing to find here and learn only what background looks like.
@@ -159,14 +161,14 @@ def _target(decoder: DecoderRecipe, masks: dict[str, np.ndarray], shape: tuple[i
 
 
 def _forget_beyond(target: np.ndarray, index: int, end: str) -> None:
-    """Mark background below and/or above the labelled extent of a structure as unknown (z is the last axis, RAS)."""
+    """Mark background below and/or above the labelled extent of a structure as OPEN (z is the last axis, RAS)."""
     rows = np.flatnonzero((target == index).any(axis=(0, 1)))
     if rows.size == 0:
         return
     for name, part in (("inferior", slice(0, rows[0])), ("superior", slice(rows[-1] + 1, None))):
         if end in (name, "both"):
             beyond = target[:, :, part]
-            beyond[beyond == 0] = IGNORE
+            beyond[beyond == 0] = OPEN
 
 
 def _example(case: Case, recipe: Recipe, stored: dict[str, np.ndarray]) -> Example:
@@ -187,6 +189,11 @@ def _example(case: Case, recipe: Recipe, stored: dict[str, np.ndarray]) -> Examp
             annotated[decoder.name] = (True,) * len(decoder.labels)
             points[decoder.name] = ()
     return Example(case.name, case.dataset.name, stored["hu"], targets, annotated, points)
+
+
+def open_labels(recipe: Recipe) -> dict[str, tuple[bool, ...]]:
+    """Per decoder, which of its labels have open ends."""
+    return {decoder.name: tuple(label in decoder.open_ends for label in decoder.labels) for decoder in recipe.decoder}
 
 
 def _synthetic(case: Case, recipe: Recipe, cache: Path) -> Example:

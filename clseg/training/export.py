@@ -12,14 +12,18 @@ import torch
 import clseg
 from clseg import recipe as recipes
 from clseg.errors import TrainingError
-from clseg.io.files import sha256_of
+from clseg.io.files import sha256_of, writing
 from clseg.manifest import Asset, Manifest, Model
+from clseg.network.bodypart import load_bodypart
 from clseg.network.checkpoint import Checkpoint, fingerprint, save
 from clseg.recipe import Recipe
 from clseg.training.average import Average
 from clseg.training.cases import find_cases
 from clseg.training.network import decoder_spec, encoder_spec, fresh
+from clseg.training.ranges import learned_ranges
 from clseg.training.state import read_average
+
+BODYPART = "bodypart"
 
 
 def export_run(run: Path, folder: Path) -> tuple[Recipe, dict[str, Path]]:
@@ -45,7 +49,7 @@ def list_in_manifest(path: Path, recipe: Recipe, files: dict[str, Path], *, sour
     tried = {f"{recipe.name}-{decoder.name}" for decoder in recipe.decoder if decoder.experimental}
     models = [Model(recipe.name, recipe.description, recipe.licence, tuple(a.name for a in assets if a.name not in tried))]
     if tried:
-        names = tuple(a.name for a in assets if a.kind == "encoder" or a.name in tried)
+        names = tuple(a.name for a in assets if a.kind != "decoder" or a.name in tried)
         text = f"Decoders of '{recipe.name}' that are not good enough to rely on."
         models.append(Model(f"{recipe.name}_experimental", text, recipe.licence, names))
 
@@ -64,7 +68,7 @@ def _asset(recipe: Recipe, part: str, file: Path, sources: str) -> Asset:
     labels = {decoder.name: decoder.labels for decoder in recipe.decoder}
     return Asset(
         name=f"{recipe.name}-{part}",
-        kind="decoder" if part in labels else "encoder",
+        kind="decoder" if part in labels else part,
         file=f"{recipe.name}/{file.name}",
         bytes=file.stat().st_size,
         sha256=sha256_of(file),
@@ -78,7 +82,8 @@ def _asset(recipe: Recipe, part: str, file: Path, sources: str) -> Asset:
 def export(recipe: Recipe, average: Average, folder: Path, *, done: int) -> dict[str, Path]:
     """Write `encoder.safetensors` and `<decoder>.safetensors` in half precision; returns them by part name.
 
-    Decoders are bound to the encoder by its fingerprint; `done` iterations are
+    Where the recipe names a body-part regressor, decoders get the ranges of their training cases and it is
+    copied along as the part `bodypart`.  Decoders are bound to the encoder by its fingerprint; `done` iterations are
     noted in the card.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -86,12 +91,19 @@ def export(recipe: Recipe, average: Average, folder: Path, *, done: int) -> dict
     tensors = _part(average, "encoder.")
     key = fingerprint(tensors, spec)
     card = _card(recipe, done)
+    scorer = recipe.folder / recipe.bodypart if recipe.bodypart else None
+    slices = learned_ranges(recipe, load_bodypart(scorer)) if scorer else {}
     files = {"encoder": folder / "encoder.safetensors"}
     save(files["encoder"], Checkpoint("encoder", spec, tensors, card=card))
     for decoder in recipe.decoder:
         part = _part(average, f"decoders.{decoder.name}.")
         files[decoder.name] = folder / f"{decoder.name}.safetensors"
-        save(files[decoder.name], Checkpoint("decoder", decoder_spec(decoder), part, encoder=key, card=card))
+        save(files[decoder.name], Checkpoint("decoder", decoder_spec(decoder), part, encoder=key, slices=slices.get(decoder.name), card=card))
+    if scorer:
+        files[BODYPART] = folder / "bodypart.safetensors"
+        if scorer.resolve() != files[BODYPART].resolve():
+            with writing(files[BODYPART]) as copy:
+                copy.write(scorer.read_bytes())
     return files
 
 

@@ -23,6 +23,7 @@ from clseg.training.pretrain import load_examples
 from clseg.training.proof import Proof
 from clseg.training.prune import climb
 from clseg.training.publish import Result, card_of, publish, witnessed, write_decoder
+from clseg.training.ranges import learned_ranges
 from clseg.training.run import Reports, alone, draw_curves, note_recipe, quicken
 from clseg.training.validation import append
 
@@ -115,7 +116,9 @@ def _finish(
         scores = course.dice({name: final}, helpers, every=True)
         append(course.run / "validation.csv", f"final-{name}", 0, scores)
         card = card_of(recipe, course.plan, base, final, student, scores)
-        write_decoder(final, file, base, {**card, "pathological": decoder.pathological}, None)
+        scorer = base.scorer()
+        slices = learned_ranges(replace(course.plan, decoder=(decoder,)), scorer)[name] if scorer else None
+        write_decoder(final, file, base, {**card, "pathological": decoder.pathological}, slices)
     course.here.wait()
     requires = (base.encoder.name, *(one.name for one in named))
     return Result(f"{recipe.into or recipe.model}-{name}", file, decoder.labels, requires, (), read_header(file)["card"])

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 
 import torch
 
-from clseg.training.examples import IGNORE
+from clseg.training.examples import IGNORE, OPEN
 
 SMOOTH = 1e-5
 
 
-def deep_loss(logits: Sequence[torch.Tensor], target: torch.Tensor, annotated: torch.Tensor) -> torch.Tensor:
+def deep_loss(
+    logits: Sequence[torch.Tensor], target: torch.Tensor, annotated: torch.Tensor, open_ended: torch.Tensor | None = None
+) -> torch.Tensor:
     """Weighted mean of `partial_loss` over resolutions, finest first, weights 1, 1/2, 1/4 …
 
     `logits[i]` (n, K+1, x/sᵢ, y/sᵢ, z/sᵢ); `target` (n, x, y, z) is subsampled to
@@ -24,36 +26,49 @@ def deep_loss(logits: Sequence[torch.Tensor], target: torch.Tensor, annotated: t
             level = torch.nn.functional.interpolate(level, size=target.shape[1:], mode="trilinear")
         steps = [t // s for t, s in zip(target.shape[1:], level.shape[2:], strict=True)]
         small = target[:, steps[0] // 2 :: steps[0], steps[1] // 2 :: steps[1], steps[2] // 2 :: steps[2]]
-        total = total + partial_loss(level, small, annotated) / 2**i
+        total = total + partial_loss(level, small, annotated, open_ended) / 2**i
         weights += 1 / 2**i
     return total / weights
 
 
-def partial_loss(logits: torch.Tensor, target: torch.Tensor, annotated: torch.Tensor) -> torch.Tensor:
+def partial_loss(
+    logits: torch.Tensor, target: torch.Tensor, annotated: torch.Tensor, open_ended: torch.Tensor | None = None
+) -> torch.Tensor:
     """Cross-entropy + soft Dice where only some labels are annotated.
 
     `logits` (n, K+1, x, y, z); `target` (n, x, y, z), 0 background, 255 unknown;
     `annotated` (n, K) bool.  Per case the softmax runs over background and the
     labels annotated there (masked softmax): what a case does not annotate is
-    neither pushed down nor pulled up by it.
+    neither pushed down nor pulled up by it.  A voxel called 254 is background or one of
+    the labels that `open_ended` (K,) names: its likelihood is the sum of theirs, so all other
+    labels are pushed down there (marginal loss, Shi et al. 2021, arXiv 2007.03868).
     """
-    known = target != IGNORE
+    some_open = open_ended is not None and bool(open_ended.any())
+    known = target != IGNORE if some_open else target < OPEN
     shut = torch.zeros_like(annotated, dtype=torch.float32).masked_fill(~annotated, float("-inf"))
     shut = torch.nn.functional.pad(shut, (1, 0))
     log_probability = torch.log_softmax(logits.float() + shut[:, :, None, None, None], dim=1)
-    chosen = log_probability.gather(1, target.masked_fill(~known, 0).long()[:, None])[:, 0]
+    chosen = log_probability.gather(1, target.masked_fill(target >= OPEN, 0).long()[:, None])[:, 0]
+    if some_open:
+        possible = torch.cat([open_ended.new_ones(1), open_ended]).nonzero().flatten()
+        either = torch.logsumexp(log_probability.index_select(1, possible), dim=1)
+        chosen = torch.where(target == OPEN, either, chosen)
     cross_entropy = -(chosen * known).sum() / known.sum().clamp(min=1)
-    return cross_entropy + _dice_loss(log_probability, target, known, annotated)
+    return cross_entropy + _dice_loss(log_probability, target, annotated, open_ended if some_open else None)
 
 
-def _dice_loss(log_probability: torch.Tensor, target: torch.Tensor, known: torch.Tensor, annotated: torch.Tensor) -> torch.Tensor:
+def _dice_loss(
+    log_probability: torch.Tensor, target: torch.Tensor, annotated: torch.Tensor, open_ended: torch.Tensor | None
+) -> torch.Tensor:
     """1 − mean soft Dice over labels annotated somewhere in the batch; sums run over the whole batch."""
     losses = []
     for label in range(annotated.shape[1]):
         rows = annotated[:, label]
         if not rows.any():
             continue
-        probability = log_probability[rows, label + 1].exp() * known[rows]
+        is_open = open_ended is None or bool(open_ended[label])
+        known = target[rows] < OPEN if is_open else target[rows] != IGNORE
+        probability = log_probability[rows, label + 1].exp() * known
         truth = target[rows] == label + 1
         overlap = (probability * truth).sum()
         losses.append(1 - (2 * overlap + SMOOTH) / (probability.sum() + truth.sum() + SMOOTH))

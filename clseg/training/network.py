@@ -12,6 +12,7 @@ from clseg.network.encoder import Encoder
 from clseg.network.model import Model
 from clseg.network.spec import DecoderSpec, EncoderSpec, Grid, Intensity, Level, Stage
 from clseg.recipe import DecoderRecipe, OptimRecipe, Recipe
+from clseg.training.examples import open_labels
 from clseg.training.losses import deep_loss
 from clseg.training.patches import Patch
 
@@ -22,7 +23,8 @@ class Trainee(nn.Module):
     With `frozen` the encoder is no part of what learns: it has no gradient, does not
     appear among parameters or in the state, and runs without a graph.  `helpers` is a
     model on the same encoder that holds the supporters of these decoders under the names
-    in their specs; it is frozen likewise.
+    in their specs; it is frozen likewise.  `open_labels` says per decoder which labels
+    have open ends.
     """
 
     def __init__(
@@ -32,6 +34,7 @@ class Trainee(nn.Module):
         *,
         frozen: bool = False,
         helpers: Model | None = None,
+        open_labels: Mapping[str, tuple[bool, ...]] | None = None,
     ) -> None:
         super().__init__()
         self.frozen = frozen
@@ -41,6 +44,7 @@ class Trainee(nn.Module):
         else:
             self.encoder = encoder
         self.helpers = helpers
+        self.open_labels = dict(open_labels or {})
         self.decoders = nn.ModuleDict(decoders)
 
     def to(self, device: str) -> Trainee:  # type: ignore[override]
@@ -74,7 +78,8 @@ class Trainee(nn.Module):
                 target = torch.stack([batch[i].targets[name] for i in rows]).to(device)
                 annotated = torch.tensor([batch[i].annotated[name] for i in rows], device=device)
                 logits = decoder.forward_deep(mine, rule.deep_supervision, helping)
-                losses[name] = deep_loss(logits, target, annotated)
+                open_ended = torch.tensor(self.open_labels.get(name, [False] * annotated.shape[1]), device=device)
+                losses[name] = deep_loss(logits, target, annotated, open_ended)
         return losses
 
     def _supports(self, features: list[torch.Tensor], depth: int) -> dict[str, list[torch.Tensor]]:
@@ -89,7 +94,8 @@ class Trainee(nn.Module):
 def fresh(recipe: Recipe) -> Trainee:
     """The encoder and all decoders of a recipe, dense, with seeded weights."""
     spec = encoder_spec(recipe)
-    trainee = Trainee(Encoder(spec), {d.name: Decoder(decoder_spec(d), spec) for d in recipe.decoder})
+    decoders = {d.name: Decoder(decoder_spec(d), spec) for d in recipe.decoder}
+    trainee = Trainee(Encoder(spec), decoders, open_labels=open_labels(recipe))
     start_weights(trainee, recipe.seed)
     return trainee
 

@@ -17,7 +17,7 @@ from clseg.inference.prepare import normalise
 from clseg.network.spec import Intensity
 from clseg.recipe import Recipe
 from clseg.training.augment import change_intensity, in_voxels, maybe_mirrored, random_matrix
-from clseg.training.examples import IGNORE, Example
+from clseg.training.examples import IGNORE, OPEN, Example
 from clseg.training.synthesis import Pose, synthesise
 from clseg.volume import AIR_HU
 
@@ -69,7 +69,7 @@ class Patches:
         else:
             hu, targets = self._synthesise(example, decoders, centre, matrix, rng)
         outline = targets.get(self.recipe.augment.clear_outside)
-        body = None if outline is None else (outline > 0) & (outline != IGNORE)
+        body = None if outline is None else (outline > 0) & (outline < OPEN)
         hu = change_intensity(hu, body, rng, self.recipe.augment, self.recipe.grid.spacing_mm[2])
         image = normalise(hu, self.intensity)[None]
         return Patch(image, targets, {d: example.annotated[d] for d in decoders})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from clseg.errors import RecipeError
 from clseg.inference.engine import choose_device
 from clseg.recipe import Recipe
 from clseg.training.cases import find_cases
@@ -29,6 +30,9 @@ def pretrain(recipe: Recipe, run: Path, *, resume: bool = False, reports: Report
     """
     reports = reports or Reports()
     device = choose_device(recipe.device)
+    if recipe.bodypart and not (recipe.folder / recipe.bodypart).is_file():
+        told = f"There is no body-part regressor at {recipe.folder / recipe.bodypart}."
+        raise RecipeError(told, tip="Train it first: clseg bodypart train recipes/bodypart.toml, or leave `bodypart` empty.")
     with world(device) as here, alone(run, first=here.first):
         if here.first:
             note_recipe(recipe, run, resume=resume)

@@ -48,7 +48,7 @@ def climb(name: str, dense: Decoder, helpers: Model | None, rule: LadderRecipe, 
         while (rung := state.ladder.next()) is not None:
             _try(rung, name, dense, helpers, rule, course, state)
             _save(path, state, course)
-        course.recovered(name, state.accepted, rule, helpers)
+        course.recovered(name, deepcopy(state.accepted), rule, helpers)
     _report(name, dense, helpers, course)
     return course.finished("recover", name)
 
@@ -119,7 +119,7 @@ def _cut(rung: Rung, dense: Decoder, rule: LadderRecipe, course: Course, state: 
     """Whole channels away: the trained weights of the channels that stay."""
     spec = course.base.spec
     multiple = rule.multiple[0] if len(rule.multiple) == 1 else rule.multiple
-    keep = plan_widths(state.accepted, spec, rung.target, multiple, dense_channels=channels(dense.spec, spec))
+    keep = plan_widths(state.accepted, spec, rung.target, multiple, dense_channels=channels(dense.spec, spec), save=rule.save)
     if keep.channels == channels(state.accepted.spec, spec):
         return None
     trained = slim(state.trained, spec, keep)

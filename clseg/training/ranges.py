@@ -17,10 +17,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from clseg.catalogue import Catalogue
 from clseg.inference.bodypart import score_scan
 from clseg.io.check import check
 from clseg.network.bodypart import SliceScorer
-from clseg.training.cases import Case, read_grid, read_masks
+from clseg.recipe import Recipe
+from clseg.training.cases import Case, find_cases, read_grid, read_masks
 from clseg.training.slices import slices_with
 
 Range = tuple[float | None, float | None]
@@ -28,6 +30,7 @@ Range = tuple[float | None, float | None]
 SHARE = 0.25  # of the mean extent, clnet
 SLACK = 0.02  # about 18 mm, what the regressor errs
 FEW_CASES, FEW = 2, 2.0
+MOST = 60  # cases that are looked at
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,18 @@ def ranges(
         each = [range_of(views, label, open_end=(open_ends or {}).get(label, ""), lesion=label in lesions) for label in labels]
         found[name] = _together(each)
     return found
+
+
+def learned_ranges(recipe: Recipe, scorer: SliceScorer) -> dict[str, Range | None]:
+    """Ranges of all decoders of a recipe, from at most MOST of the real scans that it learns from, evenly spread."""
+    catalogue = Catalogue.builtin()
+    labels = {decoder.name: decoder.labels for decoder in recipe.decoder}
+    every = {label for mine in labels.values() for label in mine}
+    lesions = {name for name in every if name in catalogue and catalogue[name].hosts}
+    ends = {label: end for decoder in recipe.decoder for label, end in decoder.open_ends.items()}
+    cases = [case for case in find_cases(recipe) if case.ct is not None]
+    cases = [cases[i * len(cases) // MOST] for i in range(MOST)] if len(cases) > MOST else cases
+    return ranges([view(case, every, scorer) for case in cases], labels, open_ends=ends, lesions=lesions)
 
 
 def range_of(views: Sequence[View], structure: str, *, open_end: str = "", lesion: bool = False) -> Range | None:

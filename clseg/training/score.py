@@ -13,7 +13,7 @@ from clseg.inference.predictor import Predictor
 from clseg.network.decoder import Decoder
 from clseg.network.encoder import Encoder
 from clseg.network.model import Model
-from clseg.training.examples import IGNORE, Example
+from clseg.training.examples import IGNORE, OPEN, Example
 
 DiceByLabel = dict[str, dict[str, float]]  # structure → case → Dice
 
@@ -31,6 +31,7 @@ def dice_of(
     examples: Sequence[Example],
     *,
     helpers: Model | None = None,
+    open_labels: Mapping[str, tuple[bool, ...]] | None = None,
     device: str = "cpu",
     step: float = 0.75,
 ) -> DiceByLabel:
@@ -52,7 +53,9 @@ def dice_of(
             target = example.targets[name]
             for index, label in enumerate(decoders[name].spec.labels, start=1):
                 if example.annotated[name][index - 1] and (target == index).any():
-                    dice = _dice(predicted[name] == index, target == index, target != IGNORE)
+                    is_open = bool((open_labels or {}).get(name, ())[index - 1 : index] == (True,))
+                    known = target < OPEN if is_open else target != IGNORE
+                    dice = _dice(predicted[name] == index, target == index, known)
                     found.setdefault(label, {})[example.name] = dice
     return found
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from clseg.errors import UsageError
 from clseg.metrics import Scores, score
 from clseg.pipeline import segment
 from clseg.progress import SILENT, Progress
 from clseg.recipe import Recipe
+from clseg.spatial.orient import to_orientation
 from clseg.training.cases import Case, find_cases, list_cases, read_masks
+from clseg.volume import Volume
 
 
 def validate(
@@ -16,7 +20,9 @@ def validate(
     """Scores by case and structure, through the whole chain as a user runs it.
 
     Only structures that a case annotates are scored there: what is not labelled is
-    unknown, not background.  Raises UsageError when the split has no case.
+    unknown, not background.  For the same reason a structure with open ends (contoured
+    only in part along z, see `DecoderRecipe.open_ends`) is not scored beyond the slices at
+    those ends where its contours stop.  Raises UsageError when the split has no case.
     """
     cases = [case for case in find_cases(recipe, split) if case.ct is not None]  # a synthetic scan proves nothing
     if not cases:
@@ -36,6 +42,20 @@ def _score(case: Case, recipe: Recipe, model: str, device: str) -> dict[str, Sco
     result = segment(case.ct, model=model, device=device, offline=True)
     held = {label for decoder in recipe.decoder for label in decoder.labels} & set(result.names)
     references = read_masks(case, held, result.scan)
+    ends = {label: end for decoder in recipe.decoder for label, end in decoder.open_ends.items()}
     return {
-        name: score(result.mask(name), references[name], result.scan.spacing) for name in result.names if name in references
+        name: _compared(result.mask(name), references[name], result.scan, ends.get(name))
+        for name in result.names
+        if name in references
     }
+
+
+def _compared(predicted: np.ndarray, reference: np.ndarray, scan: Volume, open_end: str | None) -> Scores:
+    """The scores of one structure where its reference is known."""
+    if open_end is None or not reference.any():
+        return score(predicted, reference, scan.spacing)
+    found, true = (to_orientation(scan.like(mask), "RAS") for mask in (predicted, reference))
+    rows = np.flatnonzero(true.array.any(axis=(0, 1)))
+    low = int(rows[0]) if open_end in ("inferior", "both") else 0
+    high = int(rows[-1]) + 1 if open_end in ("superior", "both") else true.shape[2]
+    return score(found.array[:, :, low:high], true.array[:, :, low:high], true.spacing)

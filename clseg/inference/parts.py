@@ -1,0 +1,78 @@
+"""Parts: everything that segments one scan, loaded: a model per encoder, the body-part scorer, what their cards say."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from clseg.errors import WeightsError
+from clseg.inference.extent import Extent
+from clseg.inference.predictor import Predictor, Slab
+from clseg.manifest import Asset
+from clseg.network.bodypart import SliceScorer, load_bodypart
+from clseg.network.checkpoint import Checkpoint, fingerprint, load
+from clseg.network.model import Model, assemble
+from clseg.network.spec import Grid
+
+
+@dataclass(frozen=True)
+class Parts:
+    """One Model per encoder, all on one grid; the scorer of slices, if there is one; decoders trained on pathological cases."""
+
+    models: tuple[Model, ...]
+    scorer: SliceScorer | None
+    pathological: frozenset[str]
+
+    @property
+    def grid(self) -> Grid:
+        return self.models[0].spec.grid
+
+    @property
+    def labels(self) -> dict[str, tuple[str, ...]]:
+        """The labels of every decoder."""
+        return {name: decoder.spec.labels for model in self.models for name, decoder in model.decoders.items()}
+
+    @property
+    def answering(self) -> tuple[str, ...]:
+        """The decoders that answer; others only support."""
+        return tuple(name for model in self.models for name in model.slices)
+
+
+def load_parts(assets: Sequence[Asset], files: Mapping[str, Path], answering: Collection[str]) -> Parts:
+    """Build everything from weights files; only the decoders `answering` answer, the others are there to support them.
+
+    Raises WeightsError when a decoder fits no encoder, or encoders work on different grids.
+    """
+    encoders = {a.sha256: load(files[a.name]) for a in assets if a.kind == "encoder"}  # by content: copies are loaded once
+    decoders = {a.name: load(files[a.name]) for a in assets if a.kind == "decoder"}
+    models = tuple(model.answering(answering) for model in _by_encoder(list(encoders.values()), decoders))
+    grids = {model.spec.grid for model in models}
+    if len(grids) > 1:
+        shown = " and ".join(f"{g.spacing} mm in windows of {g.patch}" for g in sorted(grids, key=str))
+        raise WeightsError(f"The structures asked for need encoders on different grids, {shown}.", tip="Ask for them in separate runs, with --roi.")
+    scorers = [load_bodypart(files[a.name]) for a in assets if a.kind == "bodypart"]
+    pathological = frozenset(name for name, part in decoders.items() if part.card.get("pathological") is True)
+    return Parts(models, scorers[0] if scorers else None, pathological)
+
+
+def _by_encoder(encoders: Sequence[Checkpoint], decoders: Mapping[str, Checkpoint]) -> Iterator[Model]:
+    """A Model for every encoder that some decoder belongs to."""
+    left = dict(decoders)
+    for encoder in encoders:
+        key = fingerprint(encoder.tensors, encoder.spec)
+        mine = {name: left.pop(name) for name in list(left) if left[name].encoder == key}
+        if mine:
+            yield assemble(encoder, mine.items())
+    if left:
+        assemble(encoders[0], left.items())  # says which decoder belongs to another encoder
+
+
+def slabs(predictors: Sequence[Predictor], hu: torch.Tensor, extents: Mapping[str, Extent | None]) -> Iterator[Slab]:
+    """Slabs of all predictors together, bottom to top; all work on the same grid, so theirs have the same slices."""
+    runs = [one(hu, {name: extents[name] for name in one.engine.model.slices}) for one in predictors]
+    for together in zip(*runs, strict=True):
+        probabilities = {name: values for slab in together for name, values in slab.probabilities.items()}
+        yield Slab(together[0].start, probabilities)
