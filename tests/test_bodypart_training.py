@@ -206,20 +206,29 @@ def placed_scans() -> list[SliceScan]:
 
 
 def test_landmarks_give_back_the_scale(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Numbers that are 3·height − 1 get gain 1/3 and offset 1/3; one false landmark does not move them."""
-    monkeypatch.setattr(training, "_with", lambda scorer, **facts: bright_scorer(**facts))
-    scans = placed_scans()
-    odd = made_up("odd", bottom_mm=300.0, landmarks={"ankle_joint": 100.0})
+    """Numbers that are 3·height − 1 get gain 1/3 and offset 1/3, whatever legs say."""
 
     class Line(Brightness):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return 3 * super().forward(x) - 1
 
     monkeypatch.setattr(training, "_with", lambda scorer, **facts: Line(dataclasses.replace(scorer.spec, **facts)))
-    spec = training.calibrate(Line(bright_scorer().spec), [*scans, odd]).spec
-    assert spec.gain == pytest.approx(1 / 3, rel=0.02)
-    assert spec.offset == pytest.approx(1 / 3, rel=0.02)
+    leg = made_up("leg", bottom_mm=300.0, landmarks={"ankle_joint": 100.0})
+    spec = training.calibrate(Line(bright_scorer().spec), [*placed_scans(), leg]).spec
+    assert spec.gain == pytest.approx(1 / 3, rel=0.01)
+    assert spec.offset == pytest.approx(1 / 3, rel=0.01)
     assert spec.slope[0] < 1 / BODY_MM < spec.slope[1]
+
+
+def test_one_false_landmark_hardly_moves_the_line() -> None:
+    """Of eleven points on a line one is moved by half the body: the line keeps its slope within a tenth, least squares loses more."""
+    x = np.linspace(0, 1, 11)
+    y = 2 * x + 1
+    y[9] -= 0.5
+    gain, offset = training._line(list(x), list(y))
+    assert gain == pytest.approx(2, rel=0.1)
+    assert abs(gain - 2) < abs(np.polyfit(x, y, 1)[0] - 2) / 2
+    assert offset == pytest.approx(1, abs=0.03)
 
 
 def test_without_landmarks_there_is_no_scale() -> None:
@@ -404,3 +413,14 @@ def test_no_case_that_was_learnt_from_is_cut(cases: list[tuple[float, float]]) -
         inside = view.scores[view.present["liver"]]
         assert low is None or low <= np.percentile(inside, 0.5) - SLACK + 1e-9
         assert high is None or high >= np.percentile(inside, 99.5) + SLACK - 1e-9
+
+
+def test_limits_are_the_least_that_a_range_covers() -> None:
+    """A range is never narrower than the limits; an end that no case shows is there, and open without them."""
+    from clseg.training.ranges import _limited
+
+    assert _limited((0.0, None), (0.1, 0.9)) == (0.0, 0.9)
+    assert _limited((0.2, 0.4), (0.1, 0.9)) == (0.1, 0.9)
+    assert _limited(None, (0.1, 0.9)) == (0.1, 0.9)
+    assert _limited((None, 0.4), ()) == (None, 0.4)
+    assert _limited(None, ()) is None

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from tests.small_dataset import BODY, GROW, LADDER, TOML, tiny_recipe, write_dat
 ROOT = Path(__file__).parents[1]
 
 PROGRAM = """
-import hashlib, json, sys
+import hashlib, json, os, sys
 from pathlib import Path
 import torch
 from clseg.recipe import LearnRecipe, read_recipe
@@ -50,10 +51,15 @@ def digest():
     tensors = [t for _, t in sorted({**students[-1].network.state_dict(), **students[-1].average.tensors}.items())]
     return hashlib.sha256(b"".join(t.numpy().tobytes() for t in tensors)).hexdigest()
 
+ports = iter(sys.argv[2:])  # a group of processes needs a port that no group of theirs had before
+
+os.environ["MASTER_PORT"] = next(ports)
 with world("cpu") as here:
     told = {"rank": here.rank, "size": here.size, "shared": here.shared(10.0 + here.rank)}
+os.environ["MASTER_PORT"] = next(ports)
 files = pretrain.pretrain(read_recipe(folder / "recipe.toml"), folder / "runs" / "train")
 told |= {"trained": sorted(files), "train": digest()}
+os.environ["MASTER_PORT"] = next(ports)
 learned = learn(read_recipe(folder / "grow.toml", LearnRecipe), folder / "runs" / "learn")
 told |= {"learned": sorted(learned.files), "recover": digest(), "proof": learned.proof and learned.proof.sentence, "stages": len(students)}
 (folder / f"told{here.rank}.json").write_text(json.dumps(told))
@@ -62,10 +68,7 @@ told |= {"learned": sorted(learned.files), "recover": digest(), "proof": learned
 
 def pair(*words: object) -> list[subprocess.Popen[str]]:
     """Two processes of one training, as torchrun would start them."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    common = {**os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    common = {**os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_ports(1)[0]}
     return [
         subprocess.Popen(
             [sys.executable, *map(str, words)], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -73,6 +76,15 @@ def pair(*words: object) -> list[subprocess.Popen[str]]:
         )
         for rank in range(2)
     ]  # fmt: skip
+
+
+def free_ports(count: int) -> list[str]:
+    """Ports of this machine that nobody uses just now."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [str(one.getsockname()[1]) for one in sockets]
 
 
 def ended(both: list[subprocess.Popen[str]], seconds: float = 280) -> list[tuple[int, str, str]]:
@@ -158,7 +170,7 @@ def test_two_processes_train_one_model(workplace: Path, own_home: Path) -> None:
     """
     (workplace / "recipe.toml").write_text(TOML)
     written(workplace, GROW, 'model = "tiny"', BODY, LADDER)
-    results = ended(pair("-c", PROGRAM, workplace))
+    results = ended(pair("-c", PROGRAM, workplace, *free_ports(3)), seconds=200)
     assert [code for code, *_ in results] == [0, 0], results
     first, second = (json.loads((workplace / f"told{rank}.json").read_text()) for rank in range(2))
     assert (first["rank"], second["rank"], first["size"], second["size"]) == (0, 1, 2, 2)

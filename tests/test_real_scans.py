@@ -133,3 +133,17 @@ def test_a_dicom_series_is_segmented_on_its_own_grid():
     inside = result.scan.array[result.mask("body")]
     assert inside.size > 0.1 * result.scan.array.size
     assert np.median(inside) > -150
+
+
+def test_a_thigh_gets_nothing_of_the_head_or_chest():
+    """A held-out thigh: lungs, trachea, larynx, parotids and brainstem are out of range and paint nothing; body and bones are found."""
+    index = SHARED / "data" / "index.csv"
+    if not index.is_file():
+        pytest.skip(f"the real scans are not on this machine (expected in {SHARED / 'data'})")
+    with index.open(encoding="utf-8") as file:
+        case = next(row["case"] for row in csv.DictReader(file) if row["split"] == "val" and row["case"].startswith("soft_tissue"))
+    result = segment(SHARED / "data" / case / "ct.nii.gz", offline=True)
+    found = {anatomy.name for anatomy in result.present}
+    assert {"body", "skeleton"} <= found
+    assert found & {"lung_left", "lung_right", "trachea", "larynx", "parotid_gland_left", "parotid_gland_right", "brainstem"} == set()
+    assert {"lung_left", "larynx", "brainstem"} <= result.out_of_range

@@ -58,6 +58,7 @@ def update(
             raise
         if done.rows:
             terminal.table("Dice before and after", HEADER, [list(map(str, row)) for row in done.rows])
+        if done.proof:
             terminal.result(f"{done.result.asset}\t{done.result.file}")
         _tell_proof(terminal, done.proof)
 

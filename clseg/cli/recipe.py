@@ -18,7 +18,7 @@ def recipes() -> None:
 
 
 @app.command()
-def new(kind: Annotated[str, typer.Argument(help="train, learn, update or prune.")]) -> None:
+def new(kind: Annotated[str, typer.Argument(help="train, learn, update, prune or bodypart.")]) -> None:
     """Print a commented recipe with every knob, its default and its unit: clseg recipe new learn > my.toml."""
     terminal = Terminal()
     with exit_codes(terminal):

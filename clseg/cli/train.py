@@ -39,7 +39,7 @@ def export(
     run: Annotated[Path, typer.Argument(help="Folder of a run of `clseg train`, finished or not.")],
     folder: Annotated[Path | None, typer.Option("--into", help="Folder for the weights. Default: <run>/weights.", show_default=False)] = None,
     manifest: Annotated[Path | None, typer.Option("--manifest", help="List the weights in this manifest.", show_default=False)] = None,
-    sources: Annotated[str, typer.Option("--sources", help="What stands before a file name in the manifest's sources, e.g. package:data/starter/.")] = "",
+    sources: Annotated[str, typer.Option("--sources", help="What stands before a file name in the manifest's sources, e.g. package:data/starter/. Default: where the files are.", show_default=False)] = "",
 ) -> None:
     """Write the weights of a run as files that inference loads, and list them in a manifest."""
     terminal = Terminal()
@@ -48,6 +48,14 @@ def export(
 
         recipe, files = export_run(run, folder or run / "weights")
         if manifest is not None:
-            list_in_manifest(manifest, recipe, files, sources=sources)
+            list_in_manifest(manifest, recipe, files, sources=sources or _beside(manifest, files["encoder"].parent))
         for part, file in files.items():
             terminal.result(f"{part}\t{file}")
+
+
+def _beside(manifest: Path, folder: Path) -> str:
+    """How a manifest names files in `folder`: relative to itself where they lie below it, else by their full address."""
+    home, place = manifest.resolve().parent, folder.resolve()
+    if place == home:
+        return ""
+    return f"{place.relative_to(home).as_posix()}/" if place.is_relative_to(home) else f"{place.as_uri()}/"

@@ -71,8 +71,12 @@ def _by_encoder(encoders: Sequence[Checkpoint], decoders: Mapping[str, Checkpoin
 
 
 def slabs(predictors: Sequence[Predictor], hu: torch.Tensor, extents: Mapping[str, Extent | None]) -> Iterator[Slab]:
-    """Slabs of all predictors together, bottom to top; all work on the same grid, so theirs have the same slices."""
-    runs = [one(hu, {name: extents[name] for name in one.engine.model.slices}) for one in predictors]
-    for together in zip(*runs, strict=True):
+    """Slabs of all predictors together, bottom to top; all work on the same grid, so theirs have the same slices.
+
+    A predictor none of whose decoders has an extent has nothing to say and is not asked.
+    """
+    mine = [(one, {name: extents[name] for name in one.engine.model.slices}) for one in predictors]
+    runs = [one(hu, reach) for one, reach in mine if any(extent is not None for extent in reach.values())]
+    for together in zip(*runs, strict=True) if runs else ():
         probabilities = {name: values for slab in together for name, values in slab.probabilities.items()}
         yield Slab(together[0].start, probabilities)

@@ -1,11 +1,12 @@
 """Recipe: every knob of a training run, one tree of dataclasses per command, read from TOML.
 
-| command          | recipe          |
-|------------------|-----------------|
-| `clseg train`    | `Recipe`        |
-| `clseg learn`    | `LearnRecipe`   |
-| `clseg update`   | `UpdateRecipe`  |
-| `clseg prune`    | `PruneRecipe`   |
+| command                | recipe           |
+|------------------------|------------------|
+| `clseg train`          | `Recipe`         |
+| `clseg learn`          | `LearnRecipe`    |
+| `clseg update`         | `UpdateRecipe`   |
+| `clseg prune`          | `PruneRecipe`    |
+| `clseg bodypart train` | `BodypartRecipe` |
 
 Unknown keys are refused, so that a typo never trains the wrong thing.  Lengths are in
 mm, intensities in HU, angles in degrees.  `template` prints a commented recipe.
@@ -13,6 +14,7 @@ mm, intensities in HU, angles in degrees.  `template` prints a commented recipe.
 
 from __future__ import annotations
 
+from clseg.recipe.bodypart import BodypartRecipe
 from clseg.recipe.commands import LearnRecipe, PruneRecipe, Recipe, UpdateRecipe
 from clseg.recipe.parts import (
     AugmentRecipe,
@@ -33,6 +35,7 @@ from clseg.recipe.template import KINDS, template
 __all__ = [
     "KINDS",
     "AugmentRecipe",
+    "BodypartRecipe",
     "DatasetRecipe",
     "DecoderRecipe",
     "EncoderRecipe",

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from clseg.recipe.commands import Common, LearnRecipe, PruneRecipe, Recipe, UpdateRecipe
     from clseg.recipe.parts import DatasetRecipe, DecoderRecipe, EncoderRecipe, LadderRecipe, SynthesisRecipe
 
+NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 ENDS = {"inferior", "superior", "both"}
 FORMATS = {"folders": "index", "csv": "index", "nnunet": "path", "totalsegmentator": "path"}  # and the key that says where
 
@@ -55,6 +56,15 @@ def learn(plan: LearnRecipe) -> None:
     _ladder(plan.ladder)
     if plan.support.iterations < 1 or plan.support.rate <= 0:
         raise RecipeError("[support] needs iterations of 1 or more and a rate above 0.")
+    if plan.into and not re.fullmatch(NAME, plan.into):
+        raise RecipeError(f"into names a model: letters, digits, ., _ and -, given '{plan.into}'.")
+    for decoder in plan.decoder:
+        if len(plan.ladder.multiple) not in (1, len(decoder.widths)):
+            raise RecipeError(f"ladder.multiple is one number or one per stage of decoder '{decoder.name}', given {list(plan.ladder.multiple)}.")
+        if decoder.experimental:
+            raise RecipeError(
+                f"Decoder '{decoder.name}' is experimental, which `clseg train` alone knows.", tip="List it in a model of its own with `into`."
+            )
     names = {decoder.name for decoder in plan.decoder}
     graph = {d.name: [s for s in d.supporters if s in names] for d in plan.decoder}
     try:
@@ -78,6 +88,8 @@ def prune(plan: PruneRecipe) -> None:
     """Checks of `clseg prune`."""
     _common(plan)
     _ladder(plan.ladder)
+    if plan.into and not re.fullmatch(NAME, plan.into):
+        raise RecipeError(f"into names a model: letters, digits, ., _ and -, given '{plan.into}'.")
     _open_ends("open_ends", plan.open_ends)
 
 
@@ -108,7 +120,7 @@ def _synthesis(rule: SynthesisRecipe) -> None:
 
 
 def _common(plan: Common) -> None:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", plan.name):
+    if not re.fullmatch(NAME, plan.name):
         raise RecipeError(f"A recipe's name becomes a file name: letters, digits, ., _ and -, given '{plan.name}'.")
     _datasets(plan.dataset, "dataset", needed=True)
     _synthesis(plan.synthesis)
@@ -184,6 +196,8 @@ def _decoders(decoders: Sequence[DecoderRecipe]) -> None:
         if min(*decoder.widths, *decoder.kernels, *decoder.convs) < 1:
             raise RecipeError(f"widths, kernels and convs of decoder '{decoder.name}' must be 1 or more.")
         _open_ends(f"open_ends of decoder '{decoder.name}'", decoder.open_ends, decoder.labels)
+        if decoder.limits and not (len(decoder.limits) == 2 and decoder.limits[0] < decoder.limits[1]):
+            raise RecipeError(f"limits of decoder '{decoder.name}' are [low, high], given {list(decoder.limits)}.")
         _unique(f"supporter of decoder '{decoder.name}'", decoder.supporters)
 
 

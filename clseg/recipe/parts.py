@@ -52,9 +52,14 @@ class DecoderRecipe:
         "what is unlabelled beyond is left out of the loss",
         make=dict,
     )
+    limits: tuple[float, ...] = knob(
+        "body-part scores [low, high] (0 = pelvis bottom, 1 = head top) between which its structures can be: the range is never "
+        "narrower, and ends that no case shows are here; empty: not known",
+        (),
+    )
     supporters: tuple[str, ...] = knob("decoders whose logits help this one (feature-level supporting): of this recipe or of the model", ())
     pathological: bool = knob("trained on cases with tumours: speaks for its organs where a tumour is found", False)
-    experimental: bool = knob("list it under <recipe name>_experimental, so that nobody gets it by default", False)
+    experimental: bool = knob("`clseg train` alone: list it under <recipe name>_experimental, so that nobody gets it by default", False)
 
 
 @dataclass(frozen=True)

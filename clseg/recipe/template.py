@@ -8,9 +8,10 @@ import textwrap
 import typing
 from typing import Any
 
+from clseg.recipe.bodypart import BodypartRecipe
 from clseg.recipe.commands import LearnRecipe, PruneRecipe, Recipe, UpdateRecipe
 
-KINDS: dict[str, Any] = {"train": Recipe, "learn": LearnRecipe, "update": UpdateRecipe, "prune": PruneRecipe}
+KINDS: dict[str, Any] = {"train": Recipe, "learn": LearnRecipe, "update": UpdateRecipe, "prune": PruneRecipe, "bodypart": BodypartRecipe}
 
 
 def template(kind: str) -> str:

@@ -25,6 +25,8 @@ from clseg.training.run import Reports, alone, note_recipe, quicken
 from clseg.training.slices import BODY_MM, SliceBatch, SliceDraws, SliceScan, known_landmarks, load_scan, read_by_eye
 from clseg.training.stage import run_stage
 
+SOFT = 0.03  # of the body: landmarks that lie further from the line than this (26 mm) pull less
+
 
 def train_bodypart(recipe: BodypartRecipe, run: Path, *, resume: bool = False, reports: Reports | None = None) -> Path:
     """Train, calibrate, measure and export; returns the weights file `<run>/weights/bodypart.safetensors`.
@@ -149,31 +151,34 @@ def curve_of(scan: SliceScan, scorer: SliceScorer) -> Curve:
 def calibrate(scorer: SliceScorer, scans: Sequence[SliceScan]) -> SliceScorer:
     """The same scorer with the line that takes its numbers to 0 = pelvis bottom … 1 = head top, and the slopes it shows in training.
 
-    Per landmark the median over all scans that show it; through these points a line of
-    the median slope (Theil-Sen), so that no landmark and no dataset decides alone.
+    Per landmark of trunk and head the median over all scans that show it; through these
+    points a line, robustly (soft L1), so that no landmark and no dataset decides alone.
+    Legs are left out: below the pelvis a score says "below", not how far.
     """
-    from scipy.stats import theilslopes
-
     plain = _with(scorer, gain=1.0, offset=0.0, slope=(0.0, float("inf")))
     curves = [curve_of(scan, plain) for scan in scans]
-    nominal = {landmark.name: landmark.height for landmark in known_landmarks()}
-    seen: dict[str, list[float]] = {}
-    for curve in curves:
-        for name, z in curve.scan.landmarks.items():
-            if curve.shows(z):
-                seen.setdefault(name, []).append(curve.at(z))
-    if len(seen) < 2:
+    nominal = {landmark.name: landmark.height for landmark in known_landmarks() if 0 <= landmark.height <= 1}
+    usual = {name: value for name, value in _usual(curves).items() if name in nominal}
+    if len(usual) < 2:
         raise TrainingError(
-            f"Calibration needs at least two landmarks in the training cases, found {len(seen)}.",
+            f"Calibration needs at least two landmarks between pelvis and head in the training cases, found {len(usual)}.",
             tip="Give labels of hips, lungs, mandible …, or landmarks read by eye.",
         )
-    names = sorted(seen)
-    gain, offset, _, _ = theilslopes([nominal[name] for name in names], [float(np.median(seen[name])) for name in names])
+    gain, offset = _line([usual[name] for name in sorted(usual)], [nominal[name] for name in sorted(usual)])
     if not gain > 0:
         raise TrainingError(f"Scores fall from feet to head (gain {gain:.3g}), so the network has learnt no order.", tip="Train longer.")
     slopes = np.concatenate([_slopes(curve) for curve in curves if len(curve.scan.z_mm) > 2]) * gain
     low, high = np.percentile(slopes, [2, 98])
-    return _with(scorer, gain=float(gain), offset=float(offset), slope=(max(float(low), 0.1 / BODY_MM), float(high)))
+    return _with(scorer, gain=gain, offset=offset, slope=(max(float(low), 0.1 / BODY_MM), float(high)))
+
+
+def _line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
+    """Slope and offset of the line through points, errors beyond SOFT counting less and less."""
+    from scipy.optimize import least_squares
+
+    start = np.polyfit(x, y, 1)
+    found = least_squares(lambda line: line[0] * np.asarray(x) + line[1] - np.asarray(y), start, loss="soft_l1", f_scale=SOFT)
+    return float(found.x[0]), float(found.x[1])
 
 
 def _slopes(curve: Curve) -> np.ndarray:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 from torch import nn
@@ -20,6 +21,8 @@ from torch import nn
 from clseg.environment import torchrun
 from clseg.errors import TrainingError
 from clseg.training.patches import Patch, Patches
+
+PATIENCE = timedelta(days=7)  # the first process reads, scores and writes alone while the others wait
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ def world(device: str) -> Iterator[World]:
         return
     if device == "cuda":
         torch.cuda.set_device(local)
-    torch.distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    torch.distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=PATIENCE)
     try:
         yield World(torch.distributed.get_rank(), size, local)
     finally:

@@ -98,7 +98,7 @@ def export(recipe: Recipe, average: Average, folder: Path, *, done: int) -> dict
     for decoder in recipe.decoder:
         part = _part(average, f"decoders.{decoder.name}.")
         files[decoder.name] = folder / f"{decoder.name}.safetensors"
-        save(files[decoder.name], Checkpoint("decoder", decoder_spec(decoder), part, encoder=key, slices=slices.get(decoder.name), card=card))
+        save(files[decoder.name], Checkpoint("decoder", decoder_spec(decoder), part, encoder=key, slices=slices.get(decoder.name), card={**card, "pathological": decoder.pathological}))
     if scorer:
         files[BODYPART] = folder / "bodypart.safetensors"
         if scorer.resolve() != files[BODYPART].resolve():

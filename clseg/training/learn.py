@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from graphlib import TopologicalSorter
 from pathlib import Path
 
-from clseg.errors import RecipeError, UnknownName
+from clseg.errors import RecipeError, TrainingError, UnknownName
 from clseg.inference.engine import choose_device
 from clseg.network.checkpoint import fingerprint, load, read_header
 from clseg.network.decoder import Decoder
@@ -17,6 +17,7 @@ from clseg.recipe import DecoderRecipe, LearnRecipe
 from clseg.training.base import Base
 from clseg.training.course import Course
 from clseg.training.distributed import world
+from clseg.training.examples import Example
 from clseg.training.inspect import inspect_cases
 from clseg.training.network import decoder_spec
 from clseg.training.pretrain import load_examples
@@ -61,6 +62,7 @@ def learn(recipe: LearnRecipe, run: Path, *, resume: bool = False, reports: Repo
         examples = load_examples(plan, run.parent / "cache", reports)
         held_out = load_examples(plan, run.parent / "cache", reports, recipe.validation.split)
         course = Course(base, plan, run, examples, held_out, reports, device, here, resume)
+        _refuse_unjudged(recipe, held_out)
 
         dense = course.dense({d.name: decoder_spec(d) for d in recipe.decoder})
         results: dict[str, Result] = {}
@@ -70,6 +72,7 @@ def learn(recipe: LearnRecipe, run: Path, *, resume: bool = False, reports: Repo
         if not here.first or before is None:
             return Learned(files, results, None)
         draw_curves(run)
+        check_fit(recipe, Base.open(recipe.model, run))  # another run may have taken a name meanwhile
         proof = publish(base, recipe.into or recipe.model, recipe, results, before, run)
         return Learned(files, results, proof)
 
@@ -97,6 +100,16 @@ def check_fit(recipe: LearnRecipe, base: Base) -> list[DecoderRecipe]:
                     raise RecipeError(told, tip=error.tip) from error
     order = TopologicalSorter({d.name: [s for s in d.supporters if s in mine] for d in recipe.decoder}).static_order()
     return [mine[name] for name in order]
+
+
+def _refuse_unjudged(recipe: LearnRecipe, held_out: Sequence[Example]) -> None:
+    """TrainingError, before any training, when a ladder is to be climbed and no held-out case can judge a decoder."""
+    if not (recipe.ladder.structured or recipe.ladder.unstructured):
+        return
+    for decoder in recipe.decoder:
+        if not any(one.points.get(decoder.name) for one in held_out):
+            told = f"No held-out case ('{recipe.validation.split}') shows a structure of decoder '{decoder.name}', so pruning it cannot be judged."
+            raise TrainingError(told, tip="Hold cases back ([validation] split, or a dataset's val_share), or leave the ladder empty.")
 
 
 def _finish(
@@ -134,14 +147,16 @@ def supporters_of(
     direct: list[str] = []
     waiting = list(decoder.supporters)
     for name in waiting:
+        if name in files:
+            continue
         if name in results:
             asset, file, requires = results[name].asset, results[name].file, results[name].requires
         else:
             known = base.decoder(name) if name in decoder.supporters else base.listing.asset(name)
             asset, file, requires = known.name, base.files([known])[known.name], known.requires
-        files[asset] = file
-        if name in decoder.supporters:
+        if asset not in direct and name in decoder.supporters:
             direct.append(asset)
+        files[asset] = file
         mine = {result.asset: key for key, result in results.items()}
         waiting += [mine.get(one, one) for one in requires if one not in files and (one in mine or base.listing.asset(one).kind == "decoder")]
     parts = {name: load(file) for name, file in files.items()}

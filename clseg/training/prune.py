@@ -39,18 +39,27 @@ class Climb:
 
 
 def climb(name: str, dense: Decoder, helpers: Model | None, rule: LadderRecipe, course: Course) -> Decoder:
-    """The pruned and recovered decoder; `dense` itself when the recipe has no rungs."""
+    """The pruned and recovered decoder; `dense` itself when the recipe has no rungs or none was accepted.
+
+    Where recovery itself lost more than a rung may, the decoder is what it was before.
+    """
     if not (rule.structured or rule.unstructured):
         return dense
     path = course.file("prune", name)
-    if not course.file("recover", name).is_file():
-        state = _restored(path, dense, rule, course) or _begun(name, dense, helpers, rule, course)
-        while (rung := state.ladder.next()) is not None:
-            _try(rung, name, dense, helpers, rule, course, state)
-            _save(path, state, course)
-        course.recovered(name, deepcopy(state.accepted), rule, helpers)
-    _report(name, dense, helpers, course)
-    return course.finished("recover", name)
+    state = _restored(path, dense, rule, course) or _begun(name, dense, helpers, rule, course)
+    while (rung := state.ladder.next()) is not None:
+        _try(rung, name, dense, helpers, rule, course, state)
+        _save(path, state, course)
+    if not state.ladder.accepted:
+        course.reports.note(f"{name}: no rung was accepted; the decoder stays as it is")
+        return dense
+    final = course.recovered(name, deepcopy(state.accepted), rule, helpers)
+    dice = course.mean({name: final}, helpers)
+    _report(name, dense, final, dice, state, course)
+    if state.ladder.reference - dice > rule.allowed_loss:
+        course.reports.note(f"{name}: recovery ended at Dice {dice:.3f} and was taken back")
+        return state.accepted
+    return final
 
 
 def size_of(decoder: Decoder, dense: Decoder, base: Base) -> Size:
@@ -62,14 +71,10 @@ def size_of(decoder: Decoder, dense: Decoder, base: Base) -> Size:
     return Size(round(tau(nonzero(dense), nonzero(decoder)), 6), parameters, flops, file_bytes)
 
 
-def _report(name: str, dense: Decoder, helpers: Model | None, course: Course) -> None:
+def _report(name: str, dense: Decoder, final: Decoder, dice: float, state: Climb, course: Course) -> None:
     """`pruning-<decoder>.csv` and `.png`: what every rung cost and saved."""
-    final = course.finished("recover", name)
-    dice = course.mean({name: final}, helpers)
-    state = load(course.file("prune", name)).card
-    ladder = Ladder.from_dict(state["ladder"])
-    tries = zip(ladder.attempts, (Size(**size) for size in state["sizes"]), strict=True)
-    base = course.base
+    ladder, base = state.ladder, course.base
+    tries = zip(ladder.attempts, state.sizes, strict=True)
     table = rows(ladder.reference, size_of(dense, dense, base), tries, recovered=(dice, size_of(final, dense, base)))
     if course.here.first:
         write_table(course.run / f"pruning-{name}.csv", table)

@@ -30,7 +30,7 @@ Range = tuple[float | None, float | None]
 SHARE = 0.25  # of the mean extent, clnet
 SLACK = 0.02  # about 18 mm, what the regressor errs
 FEW_CASES, FEW = 2, 2.0
-MOST = 60  # cases that are looked at
+MOST = 25  # cases of a dataset that are looked at
 
 
 @dataclass(frozen=True)
@@ -68,15 +68,35 @@ def ranges(
 
 
 def learned_ranges(recipe: Recipe, scorer: SliceScorer) -> dict[str, Range | None]:
-    """Ranges of all decoders of a recipe, from at most MOST of the real scans that it learns from, evenly spread."""
+    """Ranges of all decoders of a recipe, from at most MOST of the real scans of each dataset that it learns from.
+
+    No range is narrower than the recipe's `limits`; an end that no case shows is there, and open without them.
+    """
     catalogue = Catalogue.builtin()
     labels = {decoder.name: decoder.labels for decoder in recipe.decoder}
     every = {label for mine in labels.values() for label in mine}
     lesions = {name for name in every if name in catalogue and catalogue[name].hosts}
     ends = {label: end for decoder in recipe.decoder for label, end in decoder.open_ends.items()}
-    cases = [case for case in find_cases(recipe) if case.ct is not None]
-    cases = [cases[i * len(cases) // MOST] for i in range(MOST)] if len(cases) > MOST else cases
-    return ranges([view(case, every, scorer) for case in cases], labels, open_ends=ends, lesions=lesions)
+    views = [view(case, every, scorer) for case in _some_of_each(find_cases(recipe))]
+    found = ranges(views, labels, open_ends=ends, lesions=lesions)
+    return {decoder.name: _limited(found[decoder.name], decoder.limits) for decoder in recipe.decoder}
+
+
+def _some_of_each(cases: Sequence[Case]) -> list[Case]:
+    """At most MOST cases with a CT of every dataset, evenly spread."""
+    by_dataset: dict[str, list[Case]] = {}
+    for case in cases:
+        if case.ct is not None:
+            by_dataset.setdefault(case.dataset.name, []).append(case)
+    return [mine[i * len(mine) // min(len(mine), MOST)] for mine in by_dataset.values() for i in range(min(len(mine), MOST))]
+
+
+def _limited(found: Range | None, limits: tuple[float, ...]) -> Range | None:
+    """The range with its open ends closed by `limits` (low, high), if there are any, and never narrower than these."""
+    if not limits:
+        return found
+    low, high = found or (None, None)
+    return limits[0] if low is None else min(low, limits[0]), limits[1] if high is None else max(high, limits[1])
 
 
 def range_of(views: Sequence[View], structure: str, *, open_end: str = "", lesion: bool = False) -> Range | None:
@@ -110,7 +130,7 @@ def _bound(ends: list[float], extent: float, sign: int) -> float | None:
         return None
     margin = SHARE * extent * (FEW if len(ends) <= FEW_CASES else 1)
     outermost = max(sign * end for end in ends) + SLACK * (FEW if len(ends) <= FEW_CASES else 1)
-    return sign * max(sign * float(np.mean(ends)) + margin, outermost)
+    return float(sign * max(sign * np.mean(ends) + margin, outermost))
 
 
 def _together(each: Sequence[Range | None]) -> Range | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from clseg.errors import TrainingError
 from clseg.inference.engine import choose_device
 from clseg.network.checkpoint import build_decoder, read_header
 from clseg.recipe import PruneRecipe
@@ -48,6 +49,9 @@ def reprune(
         name = plan.decoder[0].name
         dense = build_decoder(checkpoint, base.spec)
         final = climb(name, dense, helpers, recipe.ladder, course)
+        if final is dense:
+            told = f"No rung of the ladder kept the Dice of '{name}' within {recipe.ladder.allowed_loss}; nothing was changed."
+            raise TrainingError(told, tip="Begin with smaller rungs, train longer on each (ladder.iterations), or allow more loss.")
         if not here.first or before is None:
             return Learned({}, {}, None)
         file = run / "weights" / f"{name}.safetensors"

@@ -129,12 +129,14 @@ class Metrics:
 
     def __init__(self, path: Path, decoders: list[str], done: int, stage: str = "train") -> None:
         rows = list(csv.reader(path.open(encoding="utf-8"))) if path.is_file() else []
+        rows[1:] = [row for row in rows[1:] if len(row) >= 4 and row[1].isdigit()]  # a kill may have torn the last one
         kept = [row for row in rows[1:] if row[0] != stage or int(row[1]) <= done]
         columns = list(dict.fromkeys([*(rows[0][4:] if rows else ()), *decoders]))
         self.file = path.open("w", newline="", encoding="utf-8")
         self.writer = csv.writer(self.file)
         self.writer.writerow(["stage", "iteration", "rate", "seconds", *columns])
         self.writer.writerows(kept)
+        self.file.flush()
         self.columns, self.stage = columns, stage
         self.pending: list[Step] = []
 

@@ -13,7 +13,7 @@ from clseg.manifest import Asset
 from clseg.network.checkpoint import Checkpoint, build_decoder, load, read_header
 from clseg.network.model import Model, assemble
 from clseg.network.spec import DecoderSpec
-from clseg.recipe import DecoderRecipe, UpdateRecipe
+from clseg.recipe import DecoderRecipe, Recipe, UpdateRecipe
 from clseg.training.average import decay_for
 from clseg.training.base import Base
 from clseg.training.course import Course
@@ -22,6 +22,7 @@ from clseg.training.inspect import inspect_cases
 from clseg.training.pretrain import load_examples
 from clseg.training.proof import Proof
 from clseg.training.publish import Result, card_of, publish, renewed, witnessed, write_decoder
+from clseg.training.ranges import Range, learned_ranges
 from clseg.training.run import Reports, alone, draw_curves, note_recipe, quicken
 from clseg.training.score import DiceByLabel
 from clseg.training.validation import means
@@ -65,7 +66,7 @@ def update(recipe: UpdateRecipe, run: Path, *, resume: bool = False, reports: Re
         if here.first:
             note_recipe(recipe, run, resume=resume, weights=base.weights([recipe.decoder]))
             if not resume:
-                inspect_cases(plan).refuse_errors()
+                inspect_cases(replace(plan, dataset=(*recipe.dataset, *recipe.old))).refuse_errors()
         here.wait()
         quicken(recipe.threads)
         before = witnessed(base, recipe, run, without=asset.labels) if here.first else None
@@ -78,6 +79,8 @@ def update(recipe: UpdateRecipe, run: Path, *, resume: bool = False, reports: Re
         name = plan.decoder[0].name
         if recipe.old and not any(one.points.get(name) for one in old):
             raise TrainingError(f"No case of [[old]] in split '{split}' shows a structure of the decoder '{name}', so its loss cannot be measured.")
+        if not recipe.old and here.first:
+            reports.note("warning: no [[old]] cases are given, so nobody measures what the decoder forgets")
         student = build_decoder(checkpoint, base.spec)
         rule = replace(plan.optim, average=decay_for(recipe.keep, plan.optim.iterations))
         if not course.file("update", name).is_file():
@@ -99,12 +102,22 @@ def update(recipe: UpdateRecipe, run: Path, *, resume: bool = False, reports: Re
         if not (resume and file.is_file()):
             card = renewed(checkpoint.card, card_of(recipe, plan, base, final, then, scores["new"]))
             table = [dict(zip(HEADER, row, strict=True)) for row in rows]
-            write_decoder(final, file, base, {**card, "update_of": asset.sha256, "kept": recipe.keep, "dice_before_and_after": table}, checkpoint.slices)
+            write_decoder(final, file, base, {**card, "update_of": asset.sha256, "kept": recipe.keep, "dice_before_and_after": table}, _wider(checkpoint, plan, base))
         card = read_header(file)["card"]
         result = Result(next_name(asset), file, asset.labels, asset.requires or (base.encoder.name,), (asset.name, *asset.replaces), card)
         draw_curves(run)
         proof = publish(base, recipe.model, recipe, {name: result}, before, run)
         return Updated(result, rows, proof)
+
+
+def _wider(checkpoint: Checkpoint, plan: Recipe, base: Base) -> Range | None:
+    """The decoder's body-part range, widened by what the new cases show."""
+    scorer = base.scorer()
+    if checkpoint.slices is None or scorer is None:
+        return checkpoint.slices
+    found = learned_ranges(plan, scorer)[plan.decoder[0].name]
+    (low, high), (lower, higher) = checkpoint.slices, found or (None, None)
+    return (None if None in (low, lower) else min(low, lower), None if None in (high, higher) else max(high, higher))  # type: ignore[type-var]
 
 
 def open_decoder(asset: Asset, base: Base) -> tuple[Model | None, Checkpoint]:
