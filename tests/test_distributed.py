@@ -135,7 +135,7 @@ def test_every_process_has_a_device_of_its_own(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setattr(torch.cuda, "set_device", lambda number: called.append(number))
-    monkeypatch.setattr(torch.distributed, "init_process_group", lambda name: called.append(name))
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda name, **_: called.append(name))
     monkeypatch.setattr(torch.distributed, "get_rank", lambda: 3)
     monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: called.append("ended"))
     with pytest.raises(KeyError), world(device) as here:

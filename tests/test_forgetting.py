@@ -152,7 +152,7 @@ def no_cards(patch: pytest.MonkeyPatch) -> type[BaseException]:
     return OSError
 
 
-@pytest.mark.parametrize("first", [True, False], ids=["first addition", "second addition"])
+@pytest.mark.parametrize("first", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["first addition", "second addition"])
 @pytest.mark.parametrize(
     "fault",
     [wrong_masks, wrong_weights, crash(PowerCut), crash(KeyboardInterrupt), crash(MemoryError), no_cards],

@@ -74,7 +74,7 @@ def test_a_run_leaves_everything_in_its_folder(recipe: Recipe, tmp_path: Path) -
     run = tmp_path / "runs" / "one"
     files = pretrain(recipe, run, reports=Reports(case=lambda *facts: seen.append(facts)))
     assert seen == [(1, 2, "a"), (2, 2, "b")]
-    assert {p.name for p in run.iterdir()} == {".lock", "recipe.json", "metrics.csv", "state.safetensors", "weights"}
+    assert {p.name for p in run.iterdir()} == {".lock", "recipe.json", "metrics.csv", "losses.png", "state.safetensors", "weights"}
     assert files == {part: run / "weights" / f"{part}.safetensors" for part in ("encoder", "lungs", "solid", "body")}
     facts = json.loads((run / "recipe.json").read_text())
     assert facts["recipe"] == to_dict(recipe)
