@@ -55,6 +55,32 @@ def evaluate(
     return scores
 
 
+def evaluate_cases(table: str | os.PathLike[str], *, report: Progress = SILENT) -> dict[str, dict[str, Scores]]:
+    """Scores by case for every row of a CSV with the columns `prediction` and `reference`, paths relative to it.
+
+    The column `case` names a case; without it the prediction does.  Raises InputError when the table is not
+    there, lacks a column, has no row or names a case twice.
+    """
+    import csv
+
+    place = existing(table)
+    with place.open(newline="", encoding="utf-8-sig") as file:
+        rows = list(csv.DictReader(file))
+    lost = {"prediction", "reference"} - set(rows[0] if rows else ())
+    if lost:
+        raise InputError(f"{place} needs rows with the columns prediction and reference, it lacks {', '.join(sorted(lost))}.")
+    names = [row.get("case") or row["prediction"] for row in rows]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice:
+        raise InputError(f"{place} names the case '{twice}' twice.")
+    found = {}
+    with report.stage("Evaluating", len(rows)) as advance:
+        for name, row in zip(names, rows, strict=True):
+            found[name] = evaluate(place.parent / row["prediction"], place.parent / row["reference"], report=report)
+            advance(1)
+    return found
+
+
 class MaskSource:
     """Masks by structure name, read when asked for: a folder of masks or one label map."""
 

@@ -155,7 +155,7 @@ def test_the_run_manifest_holds_the_command_and_the_stages(tiny, ct, tmp_path, m
     run = json.loads((tmp_path / "run.json").read_text())
     assert run["command"] == words
     assert run["input"]["path"] == str(ct)
-    assert [stage["stage"] for stage in run["stages"]] == ["read", "weights", "prepare", "segment", "clean", "restore", "write"]
+    assert [stage["stage"] for stage in run["stages"]] == ["read", "weights", "prepare", "locate", "segment", "clean", "restore", "write"]
     assert all(stage["seconds"] >= 0 for stage in run["stages"])
 
 

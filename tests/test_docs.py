@@ -133,7 +133,7 @@ def test_the_walk_through_learning_can_be_walked(shared: Path, tmp_path: Path):
     volume, _ = small_phantom()
     write_volume(place / "recipes" / "probe.nii.gz", volume)
     for recipe in (place / "recipes").glob("*_*.toml"):
-        recipe.write_text(shortened(recipe.read_text()))
+        recipe.write_text(shortened(recipe.read_text(encoding="utf-8")), encoding="utf-8")
     bin = tmp_path / "bin" / "clseg"
     bin.parent.mkdir()
     bin.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m clseg "$@"\n')

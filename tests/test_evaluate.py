@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from clseg.errors import ClsegError, InputError, UsageError
-from clseg.evaluate import HEADER, evaluate, summarise, to_rows
+from clseg.evaluate import HEADER, evaluate, evaluate_cases, summarise, to_rows
 from clseg.io.nifti import write_mask
 from clseg.metrics import Scores
 from clseg.progress import Progress
@@ -211,3 +211,29 @@ def test_a_file_that_is_no_mask_is_an_error(tmp_path):
     (tmp_path / "ours" / "liver.nii.gz").write_text("not a mask")
     with pytest.raises((InputError, UsageError), match=r"liver\.nii\.gz"):
         evaluate(tmp_path / "ours", folder(tmp_path / "theirs", **MASKS))
+
+
+def test_a_table_of_cases_is_scored_row_by_row(tmp_path):
+    """Paths are relative to the CSV, a row without a case is called by its prediction, and every row has its own scores."""
+    for name, x in (("a", 5), ("b", 6)):
+        folder(tmp_path / "ours" / name, liver=cube(x))
+    folder(tmp_path / "theirs", liver=cube(5))
+    (tmp_path / "t.csv").write_text("case,prediction,reference\none,ours/a,theirs\n,ours/b,theirs\n")
+    found = evaluate_cases(tmp_path / "t.csv")
+    assert {case: scores["liver"].dice for case, scores in found.items()} == {"one": 1.0, "ours/b": pytest.approx(0.75)}
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("", "lacks prediction, reference"),
+        ("prediction,truth\na,b\n", "lacks reference"),
+        ("prediction,reference\n", "lacks prediction, reference"),
+        ("case,prediction,reference\nx,a,b\nx,c,d\n", "case 'x' twice"),
+    ],
+)
+def test_a_table_that_is_none_is_refused(tmp_path, text, sentence):
+    """No row, another column or one name for two cases: one sentence."""
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(InputError, match=sentence):
+        evaluate_cases(tmp_path / "t.csv")

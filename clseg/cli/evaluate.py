@@ -18,6 +18,7 @@ def evaluate(
     prediction: Annotated[Path | None, typer.Argument(help="Folder of masks or a label map.", show_default=False)] = None,
     reference: Annotated[Path | None, typer.Argument(help="The same, drawn by someone to be trusted.", show_default=False)] = None,
     recipe: Annotated[Path | None, typer.Option("--recipe", help="Segment and score the held-out cases of this recipe instead.", show_default=False)] = None,
+    cases: Annotated[Path | None, typer.Option("--cases", help="Score every row of this CSV: columns prediction and reference (paths relative to it), and case if need be.", show_default=False)] = None,
     split: Annotated[str, typer.Option("--split", help="Which cases of the recipe.")] = "val",
     model: Annotated[str, typer.Option("-m", "--model", help="Model to use with --recipe.")] = "starter",
     device: Annotated[str, typer.Option("-d", "--device", help="Device to use with --recipe.")] = "auto",
@@ -28,18 +29,23 @@ def evaluate(
 
     clseg evaluate out/ reference/
 
+    clseg evaluate --cases results.csv -o scores.csv
+
     clseg evaluate --recipe recipes/starter.toml --split val -o scores.json
     """
     terminal = Terminal(quiet=quiet)
     with exit_codes(terminal):
         if output is not None and output.suffix not in (".json", ".csv", ".md"):
             raise UsageError(f"Scores are written as .json, .csv or .md, given {output.name}.")
-        if recipe is not None and prediction is None:
+        given = [recipe is not None, cases is not None, prediction is not None]
+        if given == [True, False, False]:
             _evaluate_recipe(recipe, split, model, device, output, terminal)
-        elif prediction is not None and reference is not None and recipe is None:
+        elif given == [False, True, False]:
+            _evaluate_cases(cases, output, terminal)
+        elif given == [False, False, True] and reference is not None:
             _evaluate_pair(prediction, reference, output, terminal)
         else:
-            raise UsageError("Expected a prediction and a reference, or --recipe alone.")
+            raise UsageError("Expected a prediction and a reference, or --cases or --recipe alone.")
 
 
 def _evaluate_pair(prediction: Path, reference: Path, output: Path | None, terminal: Terminal) -> None:
@@ -56,22 +62,36 @@ def _evaluate_pair(prediction: Path, reference: Path, output: Path | None, termi
 
 def _evaluate_recipe(recipe: Path, split: str, model: str, device: str, output: Path | None, terminal: Terminal) -> None:
     from clseg.cli.progress import Bars
-    from clseg.evaluate import HEADER, summarise, to_rows
     from clseg.recipe import read_recipe
     from clseg.training.validate import validate
 
     cases = validate(read_recipe(recipe), split=split, model=model, device=device, report=Bars(terminal))
+    _tell_cases(cases, f"Model '{model}' on {len(cases)} cases of '{split}'", {"model": model, "split": split}, output, terminal)
+
+
+def _evaluate_cases(table: Path, output: Path | None, terminal: Terminal) -> None:
+    from clseg.cli.progress import Bars
+    from clseg.evaluate import evaluate_cases
+
+    cases = evaluate_cases(table, report=Bars(terminal))
+    _tell_cases(cases, f"{len(cases)} cases of {table.name}", {"table": str(table)}, output, terminal)
+
+
+def _tell_cases(cases: dict[str, Any], title: str, about: dict[str, object], output: Path | None, terminal: Terminal) -> None:
+    """One table over all cases; every case in the file."""
+    from clseg.evaluate import HEADER, summarise, to_rows
+
     summary = summarise(cases.values())
     rows = [
         [name, str(s["cases"]), str(s["missed"]), _number(s["dice"]), _interval(s["dice_interval"]), _number(s["surface_dice"]), _number(s["hd95_mm"])]
         for name, s in summary.items()
     ]
     header = ["structure", "cases", "missed", "dice", "95 % interval", "surface dice 3 mm", "HD95 mm"]
-    terminal.table(f"Model '{model}' on {len(cases)} cases of '{split}'", header, rows)
+    terminal.table(title, header, rows)
     if output is not None:
         by_case = {case: {n: asdict(s) for n, s in scores.items()} for case, scores in cases.items()}
         long = [[case, *row] for case, scores in cases.items() for row in to_rows(scores)]
-        facts = {"model": model, "split": split, "summary": summary, "cases": by_case}
+        facts = {**about, "summary": summary, "cases": by_case}
         _write(output, facts, (["case", *HEADER], long), (header, rows))
 
 

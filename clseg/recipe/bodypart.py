@@ -14,7 +14,7 @@ from clseg.recipe.parts import DatasetRecipe
 
 @dataclass(frozen=True)
 class ScorerRecipe:
-    """The slice-score network: one 3 × 3 convolution of step 2 per level, mean and maximum, one number."""
+    """The slice-score network: one 3x3 convolution of step 2 per level, mean and maximum, one number."""
 
     widths: tuple[int, ...] = knob("channels per level; every level halves the slice", (8, 24, 48, 64, 96))
     size: int = knob("edge of a slice, pixels", 128)
@@ -26,7 +26,7 @@ class ScorerRecipe:
 
 @dataclass(frozen=True)
 class OrderRecipe:
-    """The loss of slice order (clnet): mean of (sigmoid(beta·Δz) − sigmoid(alpha·Δscore))² over pairs of slices."""
+    """The loss of slice order (clnet): mean squared difference of sigmoid(beta * dz) and sigmoid(alpha * dscore) over pairs of slices."""
 
     alpha: float = knob("factor on differences of scores", 1.0)
     beta_per_mm: float = knob("factor on differences of height, 1/mm", 0.01)

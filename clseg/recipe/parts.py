@@ -96,7 +96,7 @@ class DatasetRecipe:
         "maps a structure to a landmark: from the landmark's lowest slice up it is true background (no lung above the mandible)",
         make=dict,
     )
-    kind: str = knob("who drew the labels: human, automatic …; for the model card", "")
+    kind: str = knob("who drew the labels: human, automatic or the like; for the model card", "")
     licence: str = knob("licence of the data; for the model card", "")
 
 
