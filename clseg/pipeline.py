@@ -134,7 +134,7 @@ def _infer(
         oriented, placement = place(scan, parts.grid)
         hu = onto_grid(oriented.array, placement)
     with stopwatch.lap("locate"), report.stage("Locating"):
-        reach = _reach(parts, hu, placement)
+        reach = _reach(parts, hu, placement, report)
     labels = parts.labels
     canvas = Canvas(placement.shape, wanted, catalogue, placement.spacing, reach, parts.pathological)
 
@@ -155,15 +155,17 @@ def _infer(
     return list(canvas.layers.values()), placement, [a.name for a in wanted if a.name not in reachable]
 
 
-def _reach(parts: Parts, hu: torch.Tensor, placement: Placement) -> dict[str, Extent | None]:
+def _reach(parts: Parts, hu: torch.Tensor, placement: Placement, report: Progress) -> dict[str, Extent | None]:
     """Which slices every decoder may paint; slices are scored only when some decoder has a range."""
-    from clseg.inference.bodypart import score_grid
+    from clseg.inference.bodypart import score_grid, upside_down
     from clseg.inference.extent import extents
 
     ranged = any(wanted is not None for model in parts.models for wanted in model.slices.values())
     scores = None
     if ranged and parts.scorer is not None:
         scores = score_grid(hu, placement.spacing, parts.scorer, placement.orientation)
+    if scores is not None and upside_down(scores):
+        report.warn("The body seems to lie upside down: its parts come from head to feet where the header says feet to head; organs may be missed.")
     return {name: extent for model in parts.models for name, extent in extents(model, placement.shape[2], scores).items()}
 
 

@@ -12,7 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from clseg.inference.bodypart import frame, head_first, score_grid, score_scan, settle, smooth, straighten_ends, to_ras
+from clseg.inference.bodypart import (
+    frame,
+    head_first,
+    score_grid,
+    score_scan,
+    settle,
+    smooth,
+    straighten_ends,
+    to_ras,
+    upside_down,
+)
 from clseg.network.bodypart import BodypartSpec, SliceScorer
 from clseg.phantom import small_phantom
 from clseg.spatial.orient import to_orientation
@@ -205,3 +215,13 @@ def test_three_hundred_slices_take_less_than_two_seconds() -> None:
     began = time.perf_counter()
     score_grid(hu, (3.0, 3.0, 3.0), scorer)
     assert time.perf_counter() - began < 2
+
+
+@pytest.mark.parametrize(
+    ("scores", "expected"),
+    [(np.linspace(0.9, 0.4, 50), True), (np.linspace(0.4, 0.9, 50), False), (np.linspace(0.5, 0.4, 50), False), (np.array([0.9, 0.4]), False)],
+    ids=["head to feet", "feet to head", "too short to say", "two slices"],
+)
+def test_a_body_against_its_header_is_noticed(scores: np.ndarray, expected: bool) -> None:
+    """Scores that fall over half a body mean an upside-down header; over a few centimetres they mean nothing."""
+    assert upside_down(scores) is expected

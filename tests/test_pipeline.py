@@ -371,3 +371,19 @@ def test_importing_the_package_is_light():
 def test_all_orders_of_axes_are_covered():
     """CODES has the 3! x 2³ orders of axes, so the test over them is complete."""
     assert len(set(CODES)) == len(list(permutations(range(3)))) * len(list(product((0, 1), repeat=3)))
+
+
+def test_a_scan_against_its_header_is_told(monkeypatch):
+    """When the body-part scores run from head to feet the user hears that organs may be missed; otherwise nothing is said."""
+    from types import SimpleNamespace
+
+    from clseg import pipeline
+    from clseg.inference import bodypart
+
+    model = SimpleNamespace(slices={"lungs": (0.3, 0.7)})
+    parts, placement = SimpleNamespace(models=(model,), scorer=object()), SimpleNamespace(shape=(4, 4, 50), spacing=(3.0,) * 3, orientation="RAS")
+    for ends, warned in (((0.9, 0.2), 1), ((0.2, 0.9), 0)):
+        told = Told()
+        monkeypatch.setattr(bodypart, "score_grid", lambda *_, ends=ends: np.linspace(*ends, 50))
+        assert pipeline._reach(parts, None, placement, told)["lungs"] is not None
+        assert len([text for text in told.warnings if "upside down" in text]) == warned

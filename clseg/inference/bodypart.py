@@ -19,6 +19,7 @@ from clseg.volume import Spacing, Volume
 
 BATCH = 64  # slices at a time
 THINNEST_MM = 3.0  # thinner slices are averaged to this before they are scored
+CLEAR = 0.2  # span of scores, about a hand and a half of a body, from which on its direction is certain
 LONGEST_END_MM = 100.0  # more of an end than this is never disbelieved
 
 
@@ -70,6 +71,11 @@ def head_first(scores: np.ndarray) -> float:
     if len(scores) < 3 or np.ptp(scores) == 0:
         return 0.0
     return float(spearmanr(np.arange(len(scores)), scores).statistic)
+
+
+def upside_down(scores: np.ndarray) -> bool:
+    """Whether a scan that covers enough of a body to say so runs from head to feet, against its header."""
+    return len(scores) > 2 and float(np.ptp(scores)) > CLEAR and head_first(scores) < -0.5
 
 
 # ---- slices -----------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from clseg.network.decoder import Decoder
 from clseg.network.encoder import Encoder
 from clseg.network.model import Model
 from clseg.training.examples import IGNORE, OPEN, Example
+from clseg.training.ladder import trimmed_mean
 
 DiceByLabel = dict[str, dict[str, float]]  # structure → case → Dice
 
@@ -61,8 +62,8 @@ def dice_of(
 
 
 def mean_dice(scores: DiceByLabel) -> float:
-    """Mean over structures of the mean over cases; 0 when nothing could be scored."""
-    means = [sum(cases.values()) / len(cases) for cases in scores.values() if cases]
+    """Mean over structures of the trimmed mean over cases, as CL-Net judges its rungs; 0 when nothing could be scored."""
+    means = [trimmed_mean(list(cases.values())) for cases in scores.values() if cases]
     return sum(means) / len(means) if means else 0.0
 
 
