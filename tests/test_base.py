@@ -101,9 +101,9 @@ def test_files_come_with_all_that_they_require(tiny_model, tmp_path: Path) -> No
 
 def test_the_plan_has_the_encoders_grid(workplace: Path) -> None:
     """Spacing, patch, orientation and intensities of a plan are the encoder's; everything else is the recipe's."""
-    recipe = learn_recipe(workplace, BODY, LADDER)
+    recipe = replace(learn_recipe(workplace, BODY, LADDER), seed=99)
     base = Base.open("tiny")
-    plan = base.plan(recipe, recipe.decoder, seed=99)
+    plan = base.plan(recipe, recipe.decoder)
     assert (plan.grid.spacing_mm, plan.grid.patch, plan.grid.orientation) == ((12.0, 12.0, 12.0), (16, 16, 16), "RAS")
     assert (plan.intensity.mean_hu, plan.encoder, plan.seed) == (base.spec.intensity.mean, None, 99)
     assert (plan.decoder, plan.dataset, plan.optim, plan.folder) == (recipe.decoder, recipe.dataset, recipe.optim, recipe.folder)

@@ -82,7 +82,7 @@ def test_crops_without_air_pass(seed, fat, bone, noise):
     random = np.random.default_rng(seed)
     kind = random.random(SHAPE)
     hu = np.where(kind < fat, -100.0, np.where(kind > 1 - bone, random.uniform(300, 1500, SHAPE), 50.0))
-    check(ct(np.round(hu + random.normal(0, noise, SHAPE)).astype(np.int16)))
+    assert check(ct(np.round(hu + random.normal(0, noise, SHAPE)).astype(np.int16))).volume.shape == SHAPE
 
 
 def mr(scale: float = 1.0) -> np.ndarray:

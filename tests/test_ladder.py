@@ -10,10 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clseg.errors import RecipeError, TrainingError
-from clseg.training.ladder import Attempt, Ladder, Rung, Verdict, climb, default_rungs, reference, trimmed_mean
+from clseg.training.ladder import Attempt, Ladder, Rung, Verdict, trimmed_mean
 
 S25, S50, U80, U90 = Rung("structured", 0.25), Rung("structured", 0.5), Rung("unstructured", 0.8), Rung("unstructured", 0.9)
 FOUR = (S25, S50, U80, U90)
+PAPERS = (
+    *(Rung("structured", p) for p in (0.25, 0.5, 0.65, 0.75, 0.8, 0.85, 0.9)),
+    *(Rung("unstructured", p / 1000) for p in (*range(800, 981, 20), 990, 992, 994, 996, 998)),
+)  # channels first, then the paper's 80, 82 … 98, 99, 99.2 … 99.8 %
 GOOD, BAD = 0.9, 0.5
 
 
@@ -87,7 +91,7 @@ def test_a_rung_that_would_remove_nothing_is_left_out() -> None:
 @given(dice=st.lists(st.sampled_from([GOOD, BAD, 0.885]), max_size=60), cut=st.integers(0, 60), retries=st.integers(0, 3))
 def test_a_climb_that_was_killed_goes_on_the_same(dice: list[float], cut: int, retries: int) -> None:
     """Saved as JSON and read back after any number of reports, the rest of the climb is that of one never killed."""
-    whole, part = (Ladder(default_rungs(), reference=0.9, retries=retries) for _ in range(2))
+    whole, part = (Ladder(PAPERS, reference=0.9, retries=retries) for _ in range(2))
     for number, value in enumerate(dice):
         if number == cut:
             part = Ladder.from_dict(json.loads(json.dumps(part.to_dict())))
@@ -101,33 +105,14 @@ def test_a_climb_that_was_killed_goes_on_the_same(dice: list[float], cut: int, r
 @given(st.lists(st.booleans(), min_size=300, max_size=300), st.integers(0, 8))
 def test_every_climb_ends_and_never_goes_down(good: list[bool], retries: int) -> None:
     """At most rungs × (retries + 1) tries; accepted targets rise within each kind."""
-    ladder = Ladder(default_rungs(), reference=0.9, retries=retries)
+    ladder = Ladder(PAPERS, reference=0.9, retries=retries)
     answers = iter(good)
-    climb(ladder, lambda rung, number: GOOD if next(answers) else BAD, lambda verdict: None)
+    while ladder.next() is not None:
+        ladder.report(GOOD if next(answers) else BAD)
     assert len(ladder.attempts) <= len(ladder.rungs) * (retries + 1)
     for kind in ("structured", "unstructured"):
         targets = [attempt.rung.target for attempt in ladder.accepted if attempt.rung.kind == kind]
         assert targets == sorted(set(targets))
-
-
-def test_climb_hands_over_rung_and_try() -> None:
-    """`attempt` hears which try it is, from 1; `settle` hears every verdict after it."""
-    asked, settled = [], []
-
-    def attempt(rung: Rung, number: int) -> float:
-        asked.append((rung, number))
-        return GOOD if number == 2 else BAD
-
-    climb(Ladder((S25, U80), reference=0.9), attempt, settled.append)
-    assert asked == [(S25, 1), (S25, 2), (U80, 1), (U80, 2)]
-    assert settled == [Verdict.AGAIN, Verdict.ACCEPTED] * 2
-
-
-def test_the_default_ladder_is_the_papers() -> None:
-    """Seven structured rungs to 90 % of the channels, then 80 to 99.8 % of the weights in fifteen."""
-    rungs = default_rungs()
-    assert [rung.kind for rung in rungs] == ["structured"] * 7 + ["unstructured"] * 15
-    assert (rungs[0].target, rungs[6].target, rungs[7].target, rungs[-1].target) == (0.25, 0.9, 0.8, 0.998)
 
 
 @pytest.mark.parametrize("rungs", [(U80, S25), (U90, U80), (S25, S25)])
@@ -161,14 +146,6 @@ def test_a_damaged_ladder_is_refused() -> None:
     for one in broken:
         with pytest.raises(TrainingError, match="not usable"):
             Ladder.from_dict(one)
-
-
-def test_the_reference_is_the_mean_of_the_last_ten() -> None:
-    """Of twelve values the first two do not count; of three all do; of none there is no mean."""
-    assert reference([0.0, 0.0, *[0.8] * 5, *[0.9] * 5]) == pytest.approx(0.85)
-    assert reference([0.1, 0.2, 0.3]) == pytest.approx(0.2)
-    with pytest.raises(TrainingError, match="at least one"):
-        reference([])
 
 
 def test_a_trimmed_mean_leaves_out_both_ends() -> None:

@@ -309,7 +309,7 @@ def test_a_finished_run_stays_as_it_is(workplace: Path, own_home: Path, monkeypa
     recipe, steps = quick(workplace), []
     first = learn(recipe, run(workplace))
     before = outcome(run(workplace), own_home)
-    monkeypatch.setattr("clseg.training.publish.datetime", Tomorrow)
+    monkeypatch.setattr("clseg.training.card.datetime", Tomorrow)
     again = learn(recipe, run(workplace), resume=True, reports=Reports(step=steps.append))
     assert steps == []
     assert outcome(run(workplace), own_home) == before

@@ -55,8 +55,10 @@ def test_one_training_at_a_time(tmp_path: Path) -> None:
 
 def test_of_several_processes_the_first_holds_the_folder(tmp_path: Path) -> None:
     """The others of the same training enter without a lock."""
-    with FileLock(tmp_path / ".lock"), alone(tmp_path, first=False):
-        pass
+    with FileLock(tmp_path / ".lock") as lock, alone(tmp_path, first=False):
+        assert lock.is_locked
+        with pytest.raises(TrainingError, match="Another process"), alone(tmp_path):
+            pass
 
 
 # ---- recipe.json ------------------------------------------------------------------------------------------------------
@@ -88,6 +90,7 @@ def test_a_run_from_before_weights_were_noted_goes_on(recipe: Recipe, tmp_path: 
     del noted["weights"]
     (tmp_path / "recipe.json").write_text(json.dumps(noted))
     note_recipe(recipe, tmp_path, resume=True)
+    assert json.loads((tmp_path / "recipe.json").read_text())["weights"] == {}
 
 
 @pytest.mark.parametrize("sign", [STATE, "stages/dense/x.safetensors"])

@@ -75,7 +75,7 @@ class UpdateRecipe(Common):
     """`clseg update`: an existing decoder learns from new cases of the same organs, as an average of old and new."""
 
     model: str = knob("the model that holds the decoder", "starter")
-    decoder: str = knob("which decoder, by the name in the manifest or its last part", example="neuraxis")
+    decoder: str = knob("which decoder, by its name in the manifest, with or without the model before it", example="neuraxis")
     open_ends: dict[str, str] = knob("structures contoured only in part along z: inferior, superior or both", make=dict)
     keep: float = knob("share of the old weights in the result", 0.5)
     allowed_loss: float = knob("mean Dice that the old cases may lose; more is refused", 0.01)

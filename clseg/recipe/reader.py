@@ -29,7 +29,7 @@ def read_recipe(path: Path, kind: type[Kind] = Recipe) -> Kind:  # type: ignore[
     try:
         data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise RecipeError(f"There is no recipe at {path}.", tip="`clseg recipe new train` prints one.") from error
+        raise RecipeError(f"There is no recipe at {path}.", tip="`clseg recipe new` prints one for every kind of training.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise RecipeError(f"Cannot read the recipe {path}: {error}.") from error
     return from_dict(data, Path(path).resolve().parent, kind)
@@ -55,7 +55,7 @@ def build(kind: Any, data: Any, where: str, **extra: Any) -> Any:
     hints = typing.get_type_hints(kind)
     unknown = sorted(set(data) - set(known))
     if unknown:
-        near = get_close_matches(unknown[0], known, 1)
+        near = get_close_matches(unknown[0], known, 1, 0.7)
         tip = f"Did you mean '{near[0]}'?" if near else f"Known keys: {', '.join(known)}."
         raise RecipeError(f"Unknown key '{unknown[0]}' in [{where}].", tip=tip)
     needed = [name for name, f in known.items() if _required(f) and name not in data]

@@ -112,7 +112,7 @@ class Base:
             visit(asset)
         return found
 
-    def plan(self, recipe: Common, decoders: tuple[DecoderRecipe, ...], **changes: object) -> Recipe:
+    def plan(self, recipe: Common, decoders: tuple[DecoderRecipe, ...]) -> Recipe:
         """What examples, patches and loop need to know, on this encoder's grid.
 
         Raises RecipeError when a decoder has another number of stages than the encoder wants.
@@ -125,14 +125,13 @@ class Base:
                 )
         grid, rule = self.spec.grid, self.spec.intensity
         common = {name: getattr(recipe, name) for name in Common.__dataclass_fields__}
-        facts = {
+        return Recipe(
             **common,
-            "grid": GridRecipe(grid.spacing, grid.patch, grid.orientation),
-            "intensity": IntensityRecipe(rule.low, rule.high, rule.mean, rule.sd),
-            "encoder": None,
-            "decoder": decoders,
-        }
-        return Recipe(**{**facts, **changes})
+            grid=GridRecipe(grid.spacing, grid.patch, grid.orientation),
+            intensity=IntensityRecipe(rule.low, rule.high, rule.mean, rule.sd),
+            encoder=None,
+            decoder=decoders,
+        )
 
 
 def _listed_by(run: Path, listing: Manifest) -> frozenset[str]:

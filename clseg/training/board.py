@@ -1,8 +1,7 @@
-"""Board: losses and Dice for TensorBoard, when the extra `clseg[tensorboard]` is installed."""
+"""Board: losses for TensorBoard, when the extra `clseg[tensorboard]` is installed."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +26,6 @@ class Board:
             for name, loss in step.losses.items():
                 self.writer.add_scalar(f"loss/{name}", loss, step.iteration)
             self.writer.add_scalar("rate", step.rate, step.iteration)
-
-    def dice(self, means: Mapping[str, float], iteration: int) -> None:
-        """Mean Dice per structure."""
-        if self.writer is not None:
-            for name, value in means.items():
-                self.writer.add_scalar(f"dice/{name}", value, iteration)
 
     def close(self) -> None:
         if self.writer is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +12,12 @@ import numpy as np
 import torch
 from torch import nn
 
-import clseg
 from clseg.errors import TrainingError
 from clseg.inference.bodypart import head_first, score_slices, settle, smooth
 from clseg.io.files import write_json
 from clseg.network.bodypart import BodypartSpec, SliceScorer, save_bodypart
 from clseg.recipe.bodypart import BodypartRecipe, OrderRecipe, ScorerOptimRecipe
+from clseg.training.card import origin
 from clseg.training.cases import find_cases
 from clseg.training.loop import Learner, learner
 from clseg.training.run import Reports, alone, note_recipe, quicken
@@ -264,14 +263,8 @@ def _summary(cases: dict[str, dict[str, Any]], errors: list[dict[str, Any]]) -> 
 def _card(recipe: BodypartRecipe, scans: Sequence[SliceScan], done: int, validation: dict[str, Any]) -> dict[str, Any]:
     """What a user must know about these weights before trusting them."""
     return {
-        "name": recipe.name,
-        "description": recipe.description,
-        "licence": recipe.licence,
-        "trained_with": f"clseg {clseg.__version__}",
-        "date": datetime.date.today().isoformat(),
+        **origin(recipe, (d for d in recipe.dataset if d.weight > 0)),
         "iterations": done,
-        "seed": recipe.seed,
-        "datasets": [{"name": d.name, "kind": d.kind, "licence": d.licence} for d in recipe.dataset if d.weight > 0],
         "cases": sorted(scan.name for scan in scans),
         "validation": validation,
     }

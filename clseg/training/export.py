@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import datetime
 import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
-import clseg
 from clseg import recipe as recipes
 from clseg.errors import TrainingError
 from clseg.io.files import sha256_of, writing
@@ -18,6 +16,7 @@ from clseg.network.bodypart import load_bodypart
 from clseg.network.checkpoint import Checkpoint, fingerprint, save
 from clseg.recipe import Recipe
 from clseg.training.average import Average
+from clseg.training.card import origin
 from clseg.training.cases import find_cases
 from clseg.training.network import decoder_spec, encoder_spec, fresh
 from clseg.training.ranges import learned_ranges
@@ -114,13 +113,7 @@ def _part(average: Average, prefix: str) -> dict[str, torch.Tensor]:
 def _card(recipe: Recipe, done: int) -> dict[str, Any]:
     """What a user must know about these weights before trusting them."""
     return {
-        "name": recipe.name,
-        "description": recipe.description,
-        "licence": recipe.licence,
-        "trained_with": f"clseg {clseg.__version__}",
-        "date": datetime.date.today().isoformat(),
+        **origin(recipe, recipe.dataset),
         "iterations": done,
-        "seed": recipe.seed,
-        "datasets": [{"name": d.name, "kind": d.kind, "licence": d.licence} for d in recipe.dataset],
         "cases": sorted(case.name for case in find_cases(recipe)),
     }

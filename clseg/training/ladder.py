@@ -1,6 +1,6 @@
 """Ladder: how far to prune.  Pure decisions, no weights: what to try next, and whether it was good enough.
 
-    ladder = Ladder(default_rungs(), reference=reference(dense_dice))
+    ladder = Ladder(rungs, reference=dense_dice)
     while (rung := ladder.next()) is not None:
         ...                                   # prune to `rung`, rewind, train one epoch, measure
         match ladder.report(dice):
@@ -22,7 +22,7 @@ Ladder, stop rule and retries: arXiv 2503.12698; structured rungs are ours.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from itertools import pairwise
@@ -31,8 +31,6 @@ from typing import Any
 from clseg.errors import RecipeError, TrainingError
 
 KINDS = ("structured", "unstructured")  # in the order in which they are climbed
-STRUCTURED = (0.25, 0.5, 0.65, 0.75, 0.8, 0.85, 0.9)  # shares of channels removed
-UNSTRUCTURED = (0.80, 0.82, 0.84, 0.86, 0.88, 0.90, 0.92, 0.94, 0.96, 0.98, 0.99, 0.992, 0.994, 0.996, 0.998)
 
 _ROUNDING = 1e-9  # 0.90 − 0.88 is a little more than 0.02 in binary
 
@@ -153,26 +151,6 @@ class Ladder:
         if verdict is Verdict.STOP:
             while self.position < len(self.rungs) and self.rungs[self.position].kind == rung.kind:
                 self.position += 1
-
-
-def climb(ladder: Ladder, attempt: Callable[[Rung, int], float], settle: Callable[[Verdict], None]) -> Ladder:
-    """Climb to the end: `attempt(rung, number)` prunes, rewinds, trains and returns the Dice; `settle` keeps or restores, and saves."""
-    while (rung := ladder.next()) is not None:
-        settle(ladder.report(attempt(rung, ladder.tries + 1)))
-    return ladder
-
-
-def default_rungs() -> tuple[Rung, ...]:
-    """Channels first, then the paper's 80, 82 … 98, 99, 99.2 … 99.8 % of the weights left in them."""
-    return (*(Rung("structured", p) for p in STRUCTURED), *(Rung("unstructured", p) for p in UNSTRUCTURED))
-
-
-def reference(dice: Sequence[float], *, last: int = 10) -> float:
-    """What pruning is held against: the mean of the last (at most) ten validation Dice values of dense training."""
-    if not dice:
-        raise TrainingError("Pruning needs at least one validation Dice of the dense decoder, given none.")
-    recent = dice[-last:]
-    return math.fsum(recent) / len(recent)
 
 
 def trimmed_mean(values: Sequence[float], share: float = 0.1) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 from clseg.errors import RecipeError
@@ -59,7 +58,7 @@ def load_examples(recipe: Recipe, cache: Path, reports: Reports, split: str | No
     cases = find_cases(recipe, split)
     examples = []
     for index, case in enumerate(cases):
-        examples.append(load_example(case, replace(recipe, split=split or recipe.split), cache))
+        examples.append(load_example(case, recipe, cache))
         reports.case(index + 1, len(cases), case.name)
         if reports.stop():
             raise KeyboardInterrupt

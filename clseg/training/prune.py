@@ -24,7 +24,8 @@ from clseg.training.ladder import Ladder, Rung, Verdict
 from clseg.training.prune_report import Size, plot_pruning, rows, write_table
 from clseg.training.slim import Keep, StageKeep, channels, plan_widths, slim
 from clseg.training.stage import patches_for, run_stage
-from clseg.training.ticket import Ticket, global_l1, nonzero, tau
+from clseg.training.ticket import Ticket, global_l1, nonzero, sparsity, tau
+from clseg.training.ticket import ladder as amounts
 
 
 @dataclass
@@ -128,16 +129,17 @@ def _cut(rung: Rung, dense: Decoder, rule: LadderRecipe, course: Course, state: 
     if keep.channels == channels(state.accepted.spec, spec):
         return None
     trained = slim(state.trained, spec, keep)
-    return slim(state.trained, spec, keep), trained, [*state.cuts, keep]
+    return deepcopy(trained), trained, [*state.cuts, keep]
 
 
 def _masked(rung: Rung, state: Climb) -> tuple[Decoder, Decoder, list[Keep]] | None:
     """Single weights away: the smallest of the accepted decoder; survivors start from the trained weights."""
     ticket = Ticket.of(state.accepted)
-    alive = ticket.alive / ticket.total
-    if 1 - rung.target >= alive:
+    dead = sparsity(ticket)
+    if rung.target <= dead:
         return None
-    ticket = global_l1(state.accepted, ticket, 1 - (1 - rung.target) / alive)
+    amount = amounts((dead, rung.target) if dead else (rung.target,))[-1]
+    ticket = global_l1(state.accepted, ticket, amount)
     student = deepcopy(state.trained)
     ticket.apply_(student)
     return student, state.trained, state.cuts

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import clseg
 from clseg.environment import environment
 from clseg.io.files import sha256_of, write_json
 from clseg.manifest import Asset, Model
@@ -18,6 +16,7 @@ from clseg.network.decoder import Decoder
 from clseg.recipe import Recipe
 from clseg.recipe.commands import Common
 from clseg.training.base import Base
+from clseg.training.card import origin
 from clseg.training.cases import find_cases
 from clseg.training.proof import Proof, Witness, compare, demand, probe_scan, witness
 from clseg.training.score import DiceByLabel
@@ -54,14 +53,8 @@ def card_of(
     held_out = sorted({case for cases in scores.values() for case in cases})
     now, before = (cost(one.spec, base.spec, base.spec.grid.patch) for one in (decoder, dense))
     return {
-        "name": recipe.name,
-        "description": recipe.description,
-        "licence": recipe.licence,
-        "trained_with": f"clseg {clseg.__version__}",
-        "date": datetime.date.today().isoformat(),
-        "seed": recipe.seed,
+        **origin(recipe, recipe.dataset),
         "encoder": base.key,
-        "datasets": [{"name": d.name, "kind": d.kind, "licence": d.licence} for d in recipe.dataset],
         "cases": sorted({case.name for case in find_cases(plan)}),
         "held_out_cases": held_out,
         "dice_on_the_models_grid": {name: round(mean, 4) for name, mean in means(scores).items()},

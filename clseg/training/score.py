@@ -54,8 +54,8 @@ def dice_of(
             target = example.targets[name]
             for index, label in enumerate(decoders[name].spec.labels, start=1):
                 if example.annotated[name][index - 1] and (target == index).any():
-                    is_open = bool((open_labels or {}).get(name, ())[index - 1 : index] == (True,))
-                    known = target < OPEN if is_open else target != IGNORE
+                    ends = (open_labels or {}).get(name)
+                    known = target < OPEN if ends and ends[index - 1] else target != IGNORE
                     dice = _dice(predicted[name] == index, target == index, known)
                     found.setdefault(label, {})[example.name] = dice
     return found
