@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from clseg.errors import WeightsError
-from clseg.network.blocks import ConvNormAct
+from clseg.network.blocks import ConvNormAct, PointConv
 from clseg.network.spec import DecoderSpec, EncoderSpec, Stage, joins
 from clseg.network.support import SupportHead
 
@@ -44,7 +44,7 @@ class Decoder(nn.Module):
             for stage, join in zip(spec.stages, wiring, strict=True)
         )
         outputs = len(spec.labels) + 1
-        self.heads = nn.ModuleList(nn.Conv3d(stage.convs[-1], outputs, 1, bias=False) for stage in spec.stages)
+        self.heads = nn.ModuleList(PointConv(stage.convs[-1], outputs, bias=False) for stage in spec.stages)
         others = sum(len(supporter.labels) + 1 for supporter in spec.supporters)
         self.support = nn.ModuleList(SupportHead(outputs, others) for _ in spec.stages if others)
 

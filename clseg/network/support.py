@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from clseg.network.blocks import ConvNormAct
+from clseg.network.blocks import ConvNormAct, PointConv
 
 
 class SupportHead(nn.Module):
@@ -22,7 +22,7 @@ class SupportHead(nn.Module):
         super().__init__()
         hidden = 2 * (own + others)
         self.mix = ConvNormAct(own + others, hidden, (3, 3, 3))
-        self.head = nn.Conv3d(hidden, own, 1, bias=False)
+        self.head = PointConv(hidden, own, bias=False)
         self.gate = nn.Parameter(torch.tensor(0.5))
 
     def forward(self, logits: torch.Tensor, supports: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -72,9 +72,8 @@ class Trainee(nn.Module):
                 rows = [i for i, patch in enumerate(batch) if name in patch.targets]
                 if not rows:
                     continue
-                whole = len(rows) == len(batch)
-                mine = features if whole else [f[rows] for f in features]
-                helping = [[level if whole else level[rows] for level in supports[s.name]] for s in decoder.spec.supporters]
+                mine = [_rows(level, rows) for level in features]
+                helping = [[_rows(level, rows) for level in supports[s.name]] for s in decoder.spec.supporters]
                 target = torch.stack([batch[i].targets[name] for i in rows]).to(device)
                 annotated = torch.tensor([batch[i].annotated[name] for i in rows], device=device)
                 logits = decoder.forward_deep(mine, rule.deep_supervision, helping)
@@ -89,6 +88,12 @@ class Trainee(nn.Module):
             return {}
         with torch.no_grad():
             return dict(self.helpers.logits(features, sorted(names), depth))
+
+
+def _rows(level: torch.Tensor, rows: list[int]) -> torch.Tensor:
+    """Some patches of a feature map; neighbours as a view, whose gradient needs no scatter."""
+    first, last = rows[0], rows[-1]
+    return level[first : last + 1] if last - first + 1 == len(rows) else level[rows]
 
 
 def fresh(recipe: Recipe) -> Trainee:
