@@ -60,16 +60,28 @@ def partial_loss(
 def _dice_loss(
     log_probability: torch.Tensor, target: torch.Tensor, annotated: torch.Tensor, open_ended: torch.Tensor | None
 ) -> torch.Tensor:
-    """1 − mean soft Dice over labels annotated somewhere in the batch; sums run over the whole batch."""
-    losses = []
-    for label in range(annotated.shape[1]):
-        rows = annotated[:, label]
-        if not rows.any():
-            continue
-        is_open = open_ended is None or bool(open_ended[label])
-        known = target[rows] < OPEN if is_open else target[rows] != IGNORE
-        probability = log_probability[rows, label + 1].exp() * known
-        truth = target[rows] == label + 1
-        overlap = (probability * truth).sum()
-        losses.append(1 - (2 * overlap + SMOOTH) / (probability.sum() + truth.sum() + SMOOTH))
-    return torch.stack(losses).mean() if losses else log_probability[:, 0].sum() * 0
+    """1 − mean soft Dice over labels annotated somewhere in the batch; sums run over the whole batch.
+
+    A label is judged where the target is known; one with open ends not where the target is 254, the others there too.
+    """
+    if not annotated.any():
+        return log_probability[:, 0].sum() * 0
+    probability = log_probability.exp().flatten(2)  # (n, K+1, voxels)
+    target = target.flatten(1)
+    known = (target < OPEN) if open_ended is None else (target != IGNORE)
+    claimed = _sums(probability, known)
+    if open_ended is not None:
+        claimed = claimed - _sums(probability, target == OPEN) * open_ended
+    index = target.masked_fill(target >= OPEN, 0).long()
+    hits = probability.gather(1, index[:, None])[:, 0]
+    overlap = torch.zeros_like(probability[:, :, 0]).scatter_add(1, index, hits)[:, 1:]
+    truth = torch.zeros_like(probability[:, :, 0]).scatter_add(1, index, torch.ones_like(hits))[:, 1:]
+    rows = annotated.float()
+    dice = (2 * (overlap * rows).sum(0) + SMOOTH) / ((claimed * rows).sum(0) + (truth * rows).sum(0) + SMOOTH)
+    return 1 - dice[annotated.any(0)].mean()
+
+
+def _sums(probability: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+    """Sum of every label's probability (n, K+1, voxels) over the voxels `where` (n, voxels): (n, K), without background."""
+    with torch.autocast(probability.device.type, enabled=False):  # half precision cannot count a patch
+        return torch.bmm(probability, where.float()[:, :, None])[:, 1:, 0]

@@ -1,0 +1,73 @@
+"""Pickles: the one place that opens checkpoints of other programs, and only for plain content.
+
+A pickle can name any function of Python and have it called.  Here only tensors, NumPy
+numbers and arrays, and plain containers are built; whatever else a file names is refused
+by its name, and nothing of it runs.
+"""
+
+from __future__ import annotations
+
+import pickletools
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from clseg.errors import WeightsError
+
+_REFUSED = re.compile(r"(?:Unsupported global: GLOBAL|GLOBAL|Unsupported class|Trying to load unsupported GLOBAL) ([\w.]+)")
+
+
+def load_torch(path: Path) -> dict[str, Any]:
+    """The dictionary in a file that `torch.save` wrote, on the CPU.
+
+    Raises WeightsError when the file is no such file, is damaged, holds something else
+    than a dictionary, or names something that is not plain content.
+    """
+    import torch
+    from torch.serialization import safe_globals
+
+    try:
+        with safe_globals(_plain()):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise WeightsError(f"There is no file {path}.") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # torch raises many kinds, and damaged files bring more
+        raise _refusal(path, error) from error
+    if not isinstance(content, dict):
+        raise WeightsError(f"{path} holds a {type(content).__name__}, expected a dictionary with weights.")
+    return content
+
+
+def _plain() -> list[Any]:
+    """What a file may build besides tensors and containers: NumPy numbers, under their old and new names."""
+    import numpy as np
+    import torch
+
+    kinds = [getattr(np.dtypes, f"{name}DType") for name in ("Float64", "Float32", "Float16", "Int64", "Int32", "UInt8", "Bool")]
+    scalar = np.float64(0).__reduce__()[0]
+    return [np.dtype, *kinds, torch.device, (scalar, "numpy.core.multiarray.scalar"), (scalar, "numpy._core.multiarray.scalar")]
+
+
+def _refusal(path: Path, error: Exception) -> WeightsError:
+    name = _REFUSED.search(str(error))
+    if name:
+        told = f"{path} wants to run or build '{name[1]}', which is no plain content; nothing of it was run."
+        return WeightsError(told, tip="If you trust its author, load it in a sandbox and save its weights alone: torch.save(state_dict).")
+    if not _looks_whole(path):
+        return WeightsError(f"{path} is not a file that torch.save wrote, or it is damaged.", tip="Copy or fetch it again.")
+    return WeightsError(f"{path} cannot be read as plain weights: {str(error).splitlines()[0][:200]}")
+
+
+def _looks_whole(path: Path) -> bool:
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                return archive.testzip() is None
+        with path.open("rb") as file:
+            next(pickletools.genops(file))
+        return True
+    except Exception:
+        return False
