@@ -9,7 +9,7 @@ import typer
 
 from clseg.cli.console import Terminal, exit_codes
 from clseg.cli.train import Quiet, Resume, RunFolder
-from clseg.cli.watch import keep_memory, watched
+from clseg.cli.watch import watched
 
 if TYPE_CHECKING:
     from clseg.training.learn import Learned
@@ -23,7 +23,6 @@ def learn(
     quiet: Quiet = False,
 ) -> None:
     """Teach a model new organs: new decoders on its frozen encoder, pruned, listed at once; earlier results stay bit for bit."""
-    keep_memory()
     terminal = Terminal(quiet=quiet)
     with exit_codes(terminal):
         from clseg.recipe import LearnRecipe, read_recipe
