@@ -41,7 +41,6 @@ def update(
     quiet: Quiet = False,
 ) -> None:
     """Improve a decoder with new cases of its organs; refused when the old cases lose more than allowed."""
-    keep_memory()
     terminal = Terminal(quiet=quiet)
     with exit_codes(terminal):
         from clseg.recipe import UpdateRecipe, read_recipe
@@ -71,7 +70,6 @@ def prune(
     quiet: Quiet = False,
 ) -> None:
     """Make a decoder small and fast: lottery-ticket pruning, whole channels first."""
-    keep_memory()
     terminal = Terminal(quiet=quiet)
     with exit_codes(terminal):
         from clseg.recipe import PruneRecipe, read_recipe
