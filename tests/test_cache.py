@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ import pytest
 from clseg.environment import environment
 from clseg.errors import OfflineError, UsageError, WeightsError
 from clseg.manifest import Asset, Manifest
+from clseg.progress import Advance, Progress
 from clseg.weights import cache
 from clseg.weights import download as download_module
 from clseg.weights.cache import cached_path, fetch, locate
@@ -128,11 +130,34 @@ def test_downloaded_once(server: WeightsServer, tmp_path: Path):
     assert len(server.requests) == 1
 
 
-def test_progress_names_the_asset(server: WeightsServer, tmp_path: Path):
-    """Progress is told by asset name and ends at all bytes."""
-    calls = []
-    fetch([asset(server.url("/a.bin"))], home=tmp_path, progress=lambda *call: calls.append(call))
-    assert calls[-1] == ("enc", len(DATA), len(DATA))
+class Listener(Progress):
+    """Notes the stages, what was done in each, and the warnings."""
+
+    def __init__(self) -> None:
+        self.stages: list[tuple[str, int | None, str]] = []
+        self.steps: list[int] = []
+        self.warnings: list[str] = []
+
+    @contextmanager
+    def stage(self, name: str, total: int | None = None, unit: str = "") -> Iterator[Advance]:
+        self.stages.append((name, total, unit))
+        yield self.steps.append
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+
+
+def test_progress_counts_all_bytes(server: WeightsServer, tmp_path: Path):
+    """Two files are one stage of the sum of their bytes, all of which are counted; without a download there is none."""
+    server.files["/b.bin"] = BAD
+    pair = [asset(server.url("/a.bin")), asset(server.url("/b.bin"), name="dec", file="b.bin", sha256=hashlib.sha256(BAD).hexdigest())]
+    heard = Listener()
+    fetch(pair, home=tmp_path, report=heard)
+    assert heard.stages == [("Fetching 2 weight files", 2 * len(DATA), "bytes")]
+    assert sum(heard.steps) == 2 * len(DATA)
+    quiet = Listener()
+    fetch(pair, home=tmp_path, report=quiet)
+    assert quiet.stages == []
 
 
 def test_what_is_here_comes_before_the_network(server: WeightsServer, tmp_path: Path):
@@ -143,11 +168,15 @@ def test_what_is_here_comes_before_the_network(server: WeightsServer, tmp_path: 
 
 
 def test_a_damaged_cached_file_is_fetched_again(server: WeightsServer, tmp_path: Path):
-    """A file in the cache that changed is replaced by the right one."""
+    """A file in the cache that changed is replaced by the right one, and it is told which, expected, got, done and why."""
     wanted = asset(server.url("/a.bin"))
     path = fetch([wanted], home=tmp_path)["enc"]
     path.write_bytes(BAD)
-    assert fetch([wanted], home=tmp_path)["enc"].read_bytes() == DATA
+    heard = Listener()
+    assert fetch([wanted], home=tmp_path, report=heard)["enc"].read_bytes() == DATA
+    [told] = heard.warnings
+    for fact in (str(path), wanted.sha256, hashlib.sha256(BAD).hexdigest(), "deleted and is fetched again", "may be the reason"):
+        assert fact in told
     assert len(server.requests) == 2
 
 

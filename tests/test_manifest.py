@@ -218,7 +218,7 @@ def _refuse(*_: object) -> None:
         ({"sources": ["../x"]}, "stays in its folder"),
         ({"sources": ["C:/x"]}, "stays in its folder"),
         ({"sources": ["file://host/x"]}, "file:///folder/file"),
-        ({"sources": ["http://example.org/x"]}, "not encrypted"),
+        ({"sources": ["http://exam ple.org/x"]}, "not a valid address"),
         ({"sources": ["https:///x"]}, "not a valid address"),
     ],
 )
@@ -349,6 +349,28 @@ def test_addresses_that_are_safe(url: str):
 def test_addresses_that_are_not_safe(url: str):
     """Everything else is refused, look-alikes of this machine included."""
     assert url_problem(url)
+
+
+def test_http_elsewhere_may_be_named_but_not_fetched_unless_allowed():
+    """A manifest is a list; whether an unencrypted address is asked is decided by whoever asks."""
+    assert source_problem("http://example.org/x") is None
+    assert "--allow-http" in url_problem("http://example.org/x")
+    assert url_problem("http://example.org/x", allow_http=True) is None
+    assert url_problem("ftp://example.org/x", allow_http=True)
+
+
+def test_a_list_written_out_means_the_same_anywhere(tmp_path: Path):
+    """Relative sources become addresses of files, others stay."""
+    sources = ["a b.bin", "package:data/x", "https://example.org/x"]
+    there = Manifest.from_dict(listing(enc=entry("encoder", sources=sources)), tmp_path).anywhere()
+    assert there.asset("enc").sources == (f"{tmp_path.as_uri()}/a%20b.bin", *sources[1:])
+
+
+def test_a_part_is_a_list_of_its_own(torso: Manifest):
+    """The part for the lung has its decoder, supporter, encoder and regressor, and a model made of just these."""
+    part = torso.part("m", torso.assets_for("m", ["lung"]))
+    assert set(part.model("m").assets) == {"enc", "bp", "s", "b"} == {asset.name for asset in part.assets}
+    assert names(part.assets_for("m", ["lung"])) == ["enc", "bp", "s", "b"]
 
 
 def test_merging_joins_models_assets_and_sources(torso: Manifest):
