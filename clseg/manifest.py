@@ -242,6 +242,12 @@ class Manifest:
         whole = self.model(model)
         return Manifest((replace(whole, assets=tuple(name for name in whole.assets if name in kept)),), assets)
 
+    def closed(self, models: Iterable[str]) -> Manifest:
+        """A list of these models alone, with everything that their assets require, in this list's order."""
+        chosen = tuple(self.model(name) for name in models)
+        assets = self._with_required(self.asset(name) for model in chosen for name in model.assets)
+        return Manifest(chosen, tuple(sorted(assets, key=self.assets.index)))
+
     def merged(self, other: Manifest) -> Manifest:
         """Both lists as one, e.g. the builtin and the user's own.
 

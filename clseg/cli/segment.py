@@ -120,10 +120,18 @@ def segment_and_save(
 
     bars = Bars(terminal)
     result = segment(input, roi, report=bars, **options)
-    result = replace(result, facts={**result.facts, "command": sys.argv[1:]})
+    result = replace(result, facts={**result.facts, "command": [without_secrets(word) for word in sys.argv[1:]]})
     with bars.stage("Writing"):
         result.save(output, **outputs)
     return result
+
+
+def without_secrets(word: str) -> str:
+    """A word of the command; an address in it loses user, password and query."""
+    from clseg.weights.download import shown
+
+    option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    return f"{option}{equals}{shown(value)}" if "://" in value else word
 
 
 def report(result: Segmentation, output: Path, terminal: Terminal) -> None:

@@ -89,6 +89,16 @@ def cached_path(asset: Asset, home: Path) -> Path:
     return home / "weights" / f"{asset.sha256[:16]}-{asset.file.rpartition('/')[2]}"
 
 
+def local_sources(asset: Asset) -> list[tuple[str, Path]]:
+    """The sources that need no network, each with the path that it means."""
+    return [(one, _local_path(one, asset.folder)) for one in asset.sources if not is_remote(one)]
+
+
+def is_remote(source: str) -> bool:
+    """True for a source that must be fetched over the network."""
+    return source.startswith(("https://", "http://"))
+
+
 def fault_of(path: Path, asset: Asset) -> str | None:
     """What is wrong with the file at `path`, as the end of a sentence; None when it is the asset, byte for byte."""
     try:
@@ -122,29 +132,25 @@ def _sources(asset: Asset, said: Sources, usual_mirror: str | None) -> tuple[str
     if mirror is None:
         return asset.sources
     mirrored = f"{mirror.rstrip('/')}/{quote(asset.file)}"
-    problem = url_problem(mirrored, allow_http=said.allow_http) if _is_remote(mirrored) else source_problem(mirrored)
+    problem = url_problem(mirrored, allow_http=said.allow_http) if is_remote(mirrored) else source_problem(mirrored)
     if mirrored.startswith("package:") or "://" not in mirrored or problem:
         expected = "expected https://… or file:///… (http:// for this machine alone, or with --allow-http)"
         raise WeightsError(f"The mirror of {'--mirror' if said.mirror else 'CLSEG_WEIGHTS_URL'} is '{shown(mirror)}', {expected}.")
-    return (*(one for one in asset.sources if not _is_remote(one)), mirrored)
+    return (*(one for one in asset.sources if not is_remote(one)), mirrored)
 
 
 def _search(asset: Asset, home: Path, sources: tuple[str, ...]) -> _Search:
     """Look on this machine: the local sources in their order, then the cache."""
-    remote = tuple(one for one in sources if _is_remote(one))
+    remote = tuple(one for one in sources if is_remote(one))
     cached = cached_path(asset, home)
     faults = []
-    for place in (*(_local_path(one, asset.folder) for one in sources if not _is_remote(one)), cached):
+    for place in (*(_local_path(one, asset.folder) for one in sources if not is_remote(one)), cached):
         fault = fault_of(place, asset)
         if fault is None:
             return _Search(asset, place, (), remote, cached)
         if place != cached or fault != _ABSENT:
             faults.append(f"{place} {fault}")
     return _Search(asset, None, tuple(faults), remote, cached)
-
-
-def _is_remote(source: str) -> bool:
-    return source.startswith(("https://", "http://"))
 
 
 def _local_path(source: str, folder: Path | None) -> Path:
@@ -225,7 +231,7 @@ class _Counter:
 def _bring(one: _Search, allow_http: bool, report: Progress, progress: Callable[[int, int], None]) -> Path:
     """Download into the cache, one process at a time; the path of the verified file."""
     failures = list(one.faults)
-    with _alone(one.cached):
+    with alone(one.cached):
         fault = fault_of(one.cached, one.asset)
         if fault is None:
             progress(one.asset.bytes, one.asset.bytes)
@@ -249,7 +255,7 @@ def _download(url: str, one: _Search, allow_http: bool, progress: Callable[[int,
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[None]:
+def alone(path: Path) -> Iterator[None]:
     """Hold the lock of a cached file; it is freed when the process ends, however it ends."""
     from filelock import FileLock, Timeout
 

@@ -43,9 +43,14 @@ def read_listing(place: str | Path | Manifest, *, home: Path, offline: bool = Fa
         return place
     if "://" in str(place):
         return _from_address(str(place), _copy_of(str(place), home), offline, allow_http)
-    if not Path(place).is_file():
-        raise UsageError(f"There is no manifest '{place}'.", tip="Give a file, or an address that begins with https://.")
-    return Manifest.read(place)
+    return read_file(Path(place))
+
+
+def read_file(path: Path) -> Manifest:
+    """The manifest in a file of the user's; UsageError when there is none."""
+    if not path.is_file():
+        raise UsageError(f"There is no manifest '{path}'.", tip="Give a file, or an address that begins with https://.")
+    return Manifest.read(path)
 
 
 def _copy_of(url: str, home: Path) -> Path:
