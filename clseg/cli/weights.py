@@ -171,13 +171,15 @@ def add(bundle: Annotated[Path, typer.Argument(help="A zip file that `clseg weig
         from clseg.weights.bundle import add as added
 
         brought = added(bundle)
-        terminal.note(f"{len(brought.cached)} weight files added to the cache, {len(brought.own)} to your own weights")
+        told = f"{len(brought.cached)} weight files added to the cache, {len(brought.own)} to your own weights"
+        terminal.note(told if brought.cached or brought.own else "all of it was on this machine already")
         terminal.note(f"use them: clseg -i ct.nii.gz -o out/ --model {brought.models[0]}" if brought.models else "no model is listed in it")
 
 
 @app.command()
 def manifest(
     validate: Annotated[Path | None, typer.Option("--validate", metavar="FILE", help="Check this manifest instead of printing.", show_default=False)] = None,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of manifests instead.")] = False,
     other: OtherManifest = None,
     allow_http: AllowHttp = False,
     offline: Offline = False,
@@ -185,6 +187,11 @@ def manifest(
     """Print the list of all models and weights that this machine knows, or check one."""
     terminal = Terminal()
     with exit_codes(terminal):
+        if schema:
+            from importlib.resources import files
+
+            terminal.result(files("clseg").joinpath("data/manifest.schema.json").read_text(encoding="utf-8").rstrip())
+            return
         if validate is None:
             terminal.result(json.dumps(_listing(other, allow_http, offline).anywhere().to_dict(), indent=2, ensure_ascii=False))
             return

@@ -37,7 +37,7 @@ _LONG_AGO = (1980, 1, 1, 0, 0, 0)  # the same weights give the same bytes
 
 @dataclass(frozen=True)
 class Added:
-    """What a bundle brought: assets that went to the cache, assets that are the user's own now, and the models' names."""
+    """What a bundle brought: assets new in the cache, assets that are the user's own now, and the models' names."""
 
     cached: tuple[Asset, ...]
     own: tuple[Asset, ...]
@@ -82,7 +82,7 @@ def add(bundle: Path, *, home: Path | None = None, mine: Path | None = None) -> 
                 listed = {asset: files[asset.name] for asset in brought.closed([model.name]).assets}
                 own.add(model, listed, {}, home=mine)
             theirs = {asset.name for asset in brought.closed(model.name for model in strangers).assets}
-            rest = tuple(asset for asset in brought.assets if asset.name not in theirs)
+            rest = tuple(asset for asset in brought.assets if asset.name not in theirs and not _here(asset, builtin, home))
             for asset in rest:
                 _into_cache(asset, files[asset.name], home)
     return Added(rest, tuple(a for a in brought.assets if a.name in theirs), tuple(m.name for m in brought.models))
@@ -212,6 +212,12 @@ def _is_builtin(model: str, brought: Manifest, builtin: Manifest) -> bool:
     """Whether the builtin manifest knows this model and everything in the bundle that belongs to it."""
     known = {(asset.name, asset.sha256) for asset in builtin.assets}
     return model in {one.name for one in builtin.models} and all((a.name, a.sha256) in known for a in brought.closed([model]).assets)
+
+
+def _here(asset: Asset, builtin: Manifest, home: Path) -> bool:
+    """Whether a builtin asset is on this machine already, in the package for instance; one that nobody lists is not."""
+    known = {one.name: one for one in builtin.assets}
+    return asset.name in known and cache.locate(known[asset.name], home=home) is not None
 
 
 def _into_cache(asset: Asset, file: Path, home: Path) -> None:
