@@ -277,7 +277,7 @@ def test_a_read_only_cache_serves(server: WeightsServer, tmp_path: Path, monkeyp
     shutil.rmtree(tmp_path / "weights")
     (tmp_path / "weights").mkdir()
     path.write_bytes(DATA)
-    monkeypatch.setattr(cache, "alone", lambda _: pytest.fail("the cache was locked for writing"))
+    monkeypatch.setattr(cache, "alone", lambda *_, **__: pytest.fail("the cache was locked for writing"))
     assert fetch([wanted], home=tmp_path) == {"enc": path}
     assert os.listdir(tmp_path / "weights") == [path.name]
 

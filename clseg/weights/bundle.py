@@ -223,7 +223,7 @@ def _here(asset: Asset, builtin: Manifest, home: Path) -> bool:
 def _into_cache(asset: Asset, file: Path, home: Path) -> None:
     """The file at the asset's place in the cache, as if it had been downloaded."""
     to = cache.cached_path(asset, home)
-    with cache.alone(to):
+    with cache.alone(to, to="be put into it"):
         if cache.fault_of(to, asset):
             part = to.with_name(f"{to.name}.{os.getpid()}-{os.urandom(4).hex()}.part")
             shutil.copyfile(file, part)

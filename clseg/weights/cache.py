@@ -255,8 +255,11 @@ def _download(url: str, one: _Search, allow_http: bool, progress: Callable[[int,
 
 
 @contextmanager
-def alone(path: Path) -> Iterator[None]:
-    """Hold the lock of a cached file; it is freed when the process ends, however it ends."""
+def alone(path: Path, *, to: str = "be fetched into it") -> Iterator[None]:
+    """Hold the lock of a cached file; it is freed when the process ends, however it ends.
+
+    `to` says what must be done with the file, for the WeightsError when the cache cannot be written.
+    """
     from filelock import FileLock, Timeout
 
     refuse_installation(path)
@@ -268,7 +271,7 @@ def alone(path: Path) -> Iterator[None]:
         told = f"Another process has held {path}.lock for {LOCK_S / 60:.0f} minutes."
         raise WeightsError(told, tip="End it and try again.") from error
     except OSError as error:
-        told = f"The cache of weights {path.parent} cannot be written, and {path.name} must be fetched into it: {error.strerror or error}."
+        told = f"The cache of weights {path.parent} cannot be written, and {path.name} must {to}: {error.strerror or error}."
         raise WeightsError(told, tip="Set CLSEG_HOME to a folder that you may write to.") from error
 
 

@@ -130,7 +130,7 @@ def _remove(cached: Path) -> list[Path]:
     parts = re.compile(re.escape(cached.name) + r"(\.\d+-[0-9a-f]{8})?\.part")
     gone = [path for path in _files(cached.parent) if path == cached or parts.fullmatch(path.name)]
     if gone:
-        with cache.alone(cached):
+        with cache.alone(cached, to="be deleted from it"):
             for path in gone:
                 _unlink(path)
     return gone
