@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import stat
 import struct
 import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,6 +20,7 @@ import pytest
 from clseg.errors import ClsegError, InputError, OutputError, UsageError, WeightsError
 from clseg.manifest import FILE_NAME, Manifest
 from clseg.weights import bundle as module
+from clseg.weights import own
 from clseg.weights.bundle import add, pack
 from clseg.weights.cache import cached_path, fetch, manifest
 from tests.conftest import TINY_LABELS, write_tiny_model
@@ -117,6 +120,47 @@ def test_a_builtin_model_goes_to_the_cache(tiny: Manifest, lungs: Path, own_home
     assert files_of(own_home) == {str(cached_path(asset, own_home).relative_to(own_home)) for asset in brought.cached}
     assert set(fetch(manifest().assets_for("tiny", ["lung_left"]), offline=True)) == {"tiny-encoder", "tiny-lungs"}
     assert add(lungs).cached == ()
+
+
+def test_what_was_learned_on_a_builtin_model_travels(tiny: Manifest, tmp_path: Path, own_home: Path, monkeypatch: pytest.MonkeyPatch):
+    """A decoder added to the package's model is one's own there, too, with the encoder it stands on; the rest is not doubled.
+
+    An update of the package that brings another encoder under the same name then does no harm.
+    """
+    builtin_is(tiny.closed(["tiny"]), monkeypatch)
+    extra = Manifest.read(write_tiny_model(tmp_path / "more", {"mine": ("heart",)}, seed=0) / FILE_NAME)
+    mine = {replace(extra.asset("tiny-mine"), requires=("tiny-encoder",)): tmp_path / "more/tiny/tiny-mine.safetensors"}
+    own.add(replace(tiny.model("tiny"), assets=()), mine, {tiny.asset("tiny-encoder"): tmp_path / "there/tiny/tiny-encoder.safetensors"}, home=tmp_path / "learned")
+    there = manifest(home=tmp_path / "learned")
+    whole = packed(there, tmp_path / "whole.zip", "heart", "lung_left")
+    brought = add(whole)
+    assert [asset.name for asset in brought.own if asset.kind == "decoder"] == ["tiny-mine"]
+    assert brought.cached == ()  # the lungs are in the package
+    assert manifest().labels_of("tiny") == there.labels_of("tiny")
+    assert {asset.sha256 for asset in manifest().assets_for("tiny", ["heart"])} == {asset.sha256 for asset in there.assets_for("tiny", ["heart"])}
+    builtin_is(Manifest.read(write_tiny_model(tmp_path / "update", TINY_LABELS, seed=1) / FILE_NAME), monkeypatch)
+    assert set(fetch(manifest().assets_for("tiny", ["heart"]), offline=True)) >= {"tiny-mine"}
+
+
+def test_a_model_on_the_packages_encoder_outlives_an_update(tiny: Manifest, lungs: Path, own_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A model with a name of its own keeps a copy of the encoder it stands on, under a name with digits of its sha256."""
+    builtin_is(Manifest((), (tiny.asset("tiny-encoder"),)), monkeypatch)
+    add(lungs)
+    encoder = tiny.asset("tiny-encoder")
+    assert manifest().model("tiny").assets == (f"tiny-encoder.{encoder.sha256[:8]}", "tiny-lungs")
+    builtin_is(Manifest((), (replace(encoder, sha256="0" * 64, file="new.bin"),)), monkeypatch)
+    found = fetch(manifest().assets_for("tiny", ["lung_left"]), offline=True)
+    assert {hashlib.sha256(path.read_bytes()).hexdigest() for path in found.values()} == {encoder.sha256, tiny.asset("tiny-lungs").sha256}
+
+
+def test_what_a_killed_process_left_is_swept(lungs: Path, own_home: Path):
+    """A temporary folder of yesterday goes with the next `add`, one of today may be in use and stays."""
+    for name, age in (("old", 2 * module._ABANDONED_S), ("new", 0)):
+        place = own_home / f".adding-{name}"
+        place.mkdir()
+        os.utime(place, (time.time() - age,) * 2)
+    add(lungs)
+    assert [path.name for path in own_home.glob(".adding-*")] == [".adding-new"]
 
 
 def test_a_bundle_against_the_package_is_refused(lungs: Path, tmp_path: Path, own_home: Path, monkeypatch: pytest.MonkeyPatch):

@@ -9,11 +9,13 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from clseg.environment import environment
 from clseg.errors import OfflineError, UsageError, WeightsError
@@ -313,6 +315,23 @@ def test_two_processes_download_once(server: WeightsServer, tmp_path: Path):
         child.stdin.flush()
     assert [child.communicate(timeout=30)[0] for child in pair] == ["weights\n"] * 2
     assert len(server.requests) == 1
+
+
+def test_who_waits_for_another_process_is_told(server: WeightsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """While somebody holds the lock there is a sentence; once it is free the file comes; who never lets go is an error."""
+    monkeypatch.setattr(cache, "PATIENCE_S", 0.05)
+    wanted, heard = asset(server.url("/a.bin")), Listener()
+    place = cached_path(wanted, tmp_path)
+    place.parent.mkdir()
+    holder = FileLock(f"{place}.lock", thread_local=False)
+    holder.acquire()
+    threading.Timer(0.3, holder.release).start()
+    assert fetch([wanted], home=tmp_path, report=heard)["enc"].read_bytes() == DATA
+    assert heard.warnings == [f"Another process is busy with {place.name}; waiting for it."]
+    monkeypatch.setattr(cache, "LOCK_S", 0.05)
+    place.unlink()
+    with holder, pytest.raises(WeightsError, match=r"Another process has held .*\.lock"):
+        fetch([wanted], home=tmp_path)
 
 
 def test_a_mirror_takes_the_place_of_addresses(server: WeightsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -136,9 +136,15 @@ def test_secrets_of_addresses_are_not_written_down():
 
 WALL = """
 import sys
+def probes():  # urllib3, when pydicom or another library brings it, tries at its import whether ::1 can be bound
+    frame = sys._getframe(2)
+    while frame and frame.f_code.co_name != "_has_ipv6":
+        frame = frame.f_back
+    return frame is not None
 def wall(event, details):
     if event.startswith("socket."):
-        print("WALL", event, file=sys.stderr)
+        if not probes():
+            print("WALL", event, file=sys.stderr)
         raise RuntimeError(f"{event} although offline")
 sys.addaudithook(wall)
 from clseg.cli.app import main
@@ -147,7 +153,7 @@ main()
 
 
 def behind_a_wall(*words: object) -> subprocess.CompletedProcess[str]:
-    """`clseg WORDS` in a process in which no socket can be made or used; an attempt is noted on stderr."""
+    """`clseg WORDS` in a process in which no socket can be made or used; an attempt of ours is noted on stderr."""
     return subprocess.run([sys.executable, "-c", WALL, *map(str, words)], cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 

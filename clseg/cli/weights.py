@@ -118,6 +118,8 @@ def remove(
     everything: Annotated[bool, typer.Option("--all", help="Everything that was downloaded.")] = False,
     own: Annotated[bool, typer.Option("--own", help="With --model: delete your own model, which cannot be downloaded again.")] = False,
     manifest: OtherManifest = None,
+    allow_http: AllowHttp = False,
+    offline: Offline = False,
     quiet: Quiet = False,
 ) -> None:
     """Delete downloaded weights. Those of the package stay; your own go only with --own."""
@@ -132,7 +134,7 @@ def remove(
         elif everything:
             gone = stock.remove_all()
         else:
-            listing = _listing(manifest)
+            listing = _listing(manifest, allow_http, offline)
             chosen = _downloaded(listing, assets, model)
             gone = stock.remove(chosen)
             _tell_what_stays(chosen, terminal)

@@ -6,7 +6,7 @@
 
 `add` trusts nothing: every member is named by the manifest, stored plainly, of the listed size and sha256, and all that
 is known before the first file gets its place.  What the builtin manifest lists goes to the cache, as if it had been
-downloaded; other models become the user's own (see `own`).  An unpacked bundle works with `--manifest`, too.
+downloaded; other models, and what they add to a builtin one, become the user's own (see `own`).  An unpacked bundle works with `--manifest`, too.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import os
 import shutil
 import stat
 import tempfile
+import time
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -26,12 +27,14 @@ from typing import IO
 
 from clseg.environment import environment
 from clseg.errors import InputError, OutputError, UsageError, WeightsError
-from clseg.manifest import FILE_NAME, Asset, Manifest
+from clseg.manifest import FILE_NAME, Asset, Manifest, Model
 from clseg.weights import cache, own
 from clseg.weights.sources import MANIFEST_BYTES
 
 FOLDER = "assets"
 _PIECE = 1 << 20
+_TEMPORARY = ".adding-"
+_ABANDONED_S = 86_400.0
 _LONG_AGO = (1980, 1, 1, 0, 0, 0)  # the same weights give the same bytes
 
 
@@ -76,13 +79,12 @@ def add(bundle: Path, *, home: Path | None = None, mine: Path | None = None) -> 
         members = _members(archive, brought, bundle)
         builtin = Manifest.builtin()
         cache.manifest(home=mine).merged(brought)  # names that stand for other contents here are refused now
-        strangers = tuple(model for model in brought.models if not _is_builtin(model.name, brought, builtin))
+        additions = [part for part in (_strange(model, brought, builtin) for model in brought.models) if part]
         with _unpacked(archive, brought, members, mine, bundle) as files:
-            for model in strangers:
-                listed = {asset: files[asset.name] for asset in brought.closed([model.name]).assets}
-                own.add(model, listed, {}, home=mine)
-            theirs = {asset.name for asset in brought.closed(model.name for model in strangers).assets}
-            rest = tuple(asset for asset in brought.assets if asset.name not in theirs and not _here(asset, builtin, home))
+            for part in additions:
+                own.add(part.model, {a: files[a.name] for a in part.new}, {a: files[a.name] for a in part.known}, home=mine)
+            theirs = {asset.name for part in additions for asset in (*part.new, *part.known)}
+            rest = tuple(asset for asset in brought.assets if _is_wanted(asset, theirs, builtin, home))
             for asset in rest:
                 _into_cache(asset, files[asset.name], home)
     return Added(rest, tuple(a for a in brought.assets if a.name in theirs), tuple(m.name for m in brought.models))
@@ -181,8 +183,9 @@ def _unpacked(
     refuse_installation(folder / FILE_NAME)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        _sweep(folder)
         _need_space(folder, 2 * sum(asset.bytes for asset in listing.assets))
-        with tempfile.TemporaryDirectory(prefix=".adding-", dir=folder) as place:
+        with tempfile.TemporaryDirectory(prefix=_TEMPORARY, dir=folder) as place:
             yield {
                 asset.name: _unpack(archive, members[asset.name], asset, Path(place) / f"{number}{Path(asset.file).suffix}", bundle)
                 for number, asset in enumerate(listing.assets)
@@ -190,6 +193,13 @@ def _unpacked(
     except OSError as error:
         told = f"The bundle {bundle} cannot be unpacked in {folder}: {error.strerror or error}."
         raise OutputError(told, tip="Set CLSEG_HOME to a folder with room that you may write to.") from error
+
+
+def _sweep(folder: Path) -> None:
+    """Temporary folders of processes that were killed long ago."""
+    for old in folder.glob(f"{_TEMPORARY}*"):
+        if time.time() - old.stat().st_mtime > _ABANDONED_S:
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def _unpack(archive: zipfile.ZipFile, info: zipfile.ZipInfo, asset: Asset, to: Path, bundle: Path) -> Path:
@@ -208,16 +218,33 @@ def _need_space(folder: Path, needed: int) -> None:
         raise OutputError(told, tip="Make room, or set CLSEG_HOME to a folder on a larger disk.")
 
 
-def _is_builtin(model: str, brought: Manifest, builtin: Manifest) -> bool:
-    """Whether the builtin manifest knows this model and everything in the bundle that belongs to it."""
-    known = {(asset.name, asset.sha256) for asset in builtin.assets}
-    return model in {one.name for one in builtin.models} and all((a.name, a.sha256) in known for a in brought.closed([model]).assets)
+@dataclass(frozen=True)
+class _Part:
+    """What becomes the user's own of a model: `new` assets, and those that they stand on although the package knows them."""
+
+    model: Model
+    new: tuple[Asset, ...]
+    known: tuple[Asset, ...]
 
 
-def _here(asset: Asset, builtin: Manifest, home: Path) -> bool:
-    """Whether a builtin asset is on this machine already, in the package for instance; one that nobody lists is not."""
+def _strange(model: Model, brought: Manifest, builtin: Manifest) -> _Part | None:
+    """What the package does not know of a model; of one with a builtin name its additions alone, None without any."""
+    names = {asset.name for asset in builtin.assets}
+    if model.name in {one.name for one in builtin.models}:
+        model = replace(model, assets=tuple(name for name in model.assets if name not in names))
+    if not model.assets:
+        return None
+    needed = Manifest((model,), brought.assets).closed([model.name]).assets
+    new, known = ([asset for asset in needed if (asset.name in names) is old] for old in (False, True))
+    return _Part(model, tuple(new), tuple(known))
+
+
+def _is_wanted(asset: Asset, theirs: set[str], builtin: Manifest, home: Path) -> bool:
+    """Whether an asset belongs into the cache: the package lists it, or nobody does, and it is not on this machine yet."""
     known = {one.name: one for one in builtin.assets}
-    return asset.name in known and cache.locate(known[asset.name], home=home) is not None
+    if asset.name in known:
+        return cache.locate(known[asset.name], home=home) is None
+    return asset.name not in theirs
 
 
 def _into_cache(asset: Asset, file: Path, home: Path) -> None:

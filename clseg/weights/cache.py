@@ -18,13 +18,14 @@ import hashlib
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 from stat import S_ISREG
 from threading import Event, Lock
+from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote, urlsplit
 
 from clseg.environment import environment
@@ -35,7 +36,11 @@ from clseg.weights.download import arrived, download, shown
 from clseg.weights.sources import Sources, read_listing, refuse_installation
 from clseg.weights.together import Stopped, together
 
+if TYPE_CHECKING:
+    from filelock import FileLock
+
 LOCK_S = 3600.0  # how long to wait for another process that downloads the same asset
+PATIENCE_S = 3.0  # after which the user is told that there is one
 THREADS = 4  # assets downloaded at once
 NOTHING_SAID = Sources()
 
@@ -231,7 +236,7 @@ class _Counter:
 def _bring(one: _Search, allow_http: bool, report: Progress, progress: Callable[[int, int], None]) -> Path:
     """Download into the cache, one process at a time; the path of the verified file."""
     failures = list(one.faults)
-    with alone(one.cached):
+    with alone(one.cached, report=report):
         fault = fault_of(one.cached, one.asset)
         if fault is None:
             progress(one.asset.bytes, one.asset.bytes)
@@ -255,17 +260,18 @@ def _download(url: str, one: _Search, allow_http: bool, progress: Callable[[int,
 
 
 @contextmanager
-def alone(path: Path, *, to: str = "be fetched into it") -> Iterator[None]:
+def alone(path: Path, *, to: str = "be fetched into it", report: Progress = SILENT) -> Iterator[None]:
     """Hold the lock of a cached file; it is freed when the process ends, however it ends.
 
-    `to` says what must be done with the file, for the WeightsError when the cache cannot be written.
+    `to` says what must be done with the file, for the WeightsError when the cache cannot be written; `report` hears
+    when another process must be waited for.
     """
     from filelock import FileLock, Timeout
 
     refuse_installation(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{path}.lock", timeout=LOCK_S):
+        with _patiently(FileLock(f"{path}.lock"), path, report):
             yield
     except Timeout as error:
         told = f"Another process has held {path}.lock for {LOCK_S / 60:.0f} minutes."
@@ -273,6 +279,17 @@ def alone(path: Path, *, to: str = "be fetched into it") -> Iterator[None]:
     except OSError as error:
         told = f"The cache of weights {path.parent} cannot be written, and {path.name} must {to}: {error.strerror or error}."
         raise WeightsError(told, tip="Set CLSEG_HOME to a folder that you may write to.") from error
+
+
+def _patiently(lock: FileLock, path: Path, report: Progress) -> AbstractContextManager[object]:
+    """The lock, acquired; who has to wait for longer than a moment is told."""
+    from filelock import Timeout
+
+    try:
+        return lock.acquire(timeout=PATIENCE_S)
+    except Timeout:
+        report.warn(f"Another process is busy with {path.name}; waiting for it.")
+        return lock.acquire(timeout=LOCK_S)
 
 
 def _unavailable(one: _Search, failures: Iterable[str]) -> WeightsError:
