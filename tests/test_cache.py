@@ -162,6 +162,17 @@ def test_progress_counts_all_bytes(server: WeightsServer, tmp_path: Path):
     assert quiet.stages == []
 
 
+def test_progress_of_a_resumed_file_counts_the_rest(server: WeightsServer, tmp_path: Path):
+    """With 100 bytes here already the stage is of the others, so that the speed is that of the network."""
+    wanted, heard = asset(server.url("/a.bin")), Listener()
+    place = cached_path(wanted, tmp_path)
+    place.parent.mkdir()
+    place.with_name(f"{place.name}.part").write_bytes(DATA[:100])
+    fetch([wanted], home=tmp_path, report=heard)
+    assert heard.stages == [("Fetching 1 weight file", len(DATA) - 100, "bytes")]
+    assert sum(heard.steps) == len(DATA) - 100
+
+
 def test_what_is_here_comes_before_the_network(server: WeightsServer, tmp_path: Path):
     """A local source is used even when the manifest names an address first."""
     (tmp_path / "a.bin").write_bytes(DATA)

@@ -194,21 +194,26 @@ def _bring_all(missing: list[_Search], allow_http: bool, report: Progress) -> di
     missing = sorted(missing, key=lambda one: -one.asset.bytes)
     _refuse_small_disk(missing)
     what = f"Fetching {len(missing)} weight file{'s' * (len(missing) > 1)}"
-    with report.stage(what, sum(one.asset.bytes for one in missing), "bytes") as advance:
+    with report.stage(what, sum(map(_lacking, missing)), "bytes") as advance:
         counter = _Counter(advance)
-        paths = together(lambda one, stop: _bring(one, allow_http, report, counter.of(stop)), missing, threads=THREADS)
+        paths = together(lambda one, stop: _bring(one, allow_http, report, counter.of(one, stop)), missing, threads=THREADS)
     return {one.asset.name: path for one, path in zip(missing, paths, strict=True)}
 
 
 def _refuse_small_disk(missing: list[_Search]) -> None:
     """WeightsError when all that is missing does not fit; what waits to be resumed takes its room already."""
-    lacking = sum({one.cached: one.asset.bytes - arrived(one.cached) for one in missing}.values())
+    lacking = sum({one.cached: _lacking(one) for one in missing}.values())
     folder = missing[0].cached.parent
     nearest = next(place for place in (folder, *folder.parents) if place.exists())
     free = shutil.disk_usage(nearest).free
     if free < lacking:
         told = f"The disk of {folder} has {free} bytes free, the {len(missing)} weight files to fetch need {lacking}."
         raise WeightsError(told, tip="Make room, or set CLSEG_HOME to a folder on a larger disk.")
+
+
+def _lacking(one: _Search) -> int:
+    """How many bytes must still come, as far as the transfer can be resumed."""
+    return max(0, one.asset.bytes - arrived(one.cached))
 
 
 class _Counter:
@@ -218,9 +223,9 @@ class _Counter:
         self.advance = advance
         self._lock = Lock()
 
-    def of(self, stop: Event) -> Callable[[int, int], None]:
+    def of(self, one: _Search, stop: Event) -> Callable[[int, int], None]:
         """The progress of one download: (bytes so far, bytes in all); it raises Stopped when the others have failed."""
-        told = 0
+        told = one.asset.bytes - _lacking(one)
 
         def progress(done: int, _: int) -> None:
             nonlocal told

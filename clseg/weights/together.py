@@ -8,7 +8,7 @@ from queue import Empty, SimpleQueue
 from threading import Event, Thread
 from typing import Any, TypeVar
 
-LEAVE_S = 5.0  # how long those that still work are given to leave in order
+LEAVE_S = 2.0  # how long those that still work are given to leave in order
 
 _X = TypeVar("_X")
 _Y = TypeVar("_Y")
