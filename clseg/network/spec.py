@@ -15,6 +15,8 @@ from clseg.errors import WeightsError
 
 Triple = tuple[int, int, int]
 
+MISMATCHES = ("", "crop", "resize")
+
 _LATER = {"later": True}  # fields that older files lack; left out where they have their default, so that fingerprints stay
 
 
@@ -126,15 +128,23 @@ class DecoderSpec:
 
     `last_activation` is False where the last convolution of every stage goes
     without LeakyReLU, as in CL-Net; a stage with a single convolution keeps it.
-    `supporters` are the decoders whose logits feed its support heads, in this order.
+    `supporters` are the decoders whose logits feed its support heads, in this order;
+    `support_bias` gives the last convolution of those heads a bias.  `mismatch` says
+    what happens where a window is not divisible by the strides and a stage meets a
+    skip of another size: "crop" both around their centres to what they share,
+    "resize" what comes from below to the skip; "" is an error.
     """
 
     stages: tuple[Stage, ...]
     labels: tuple[str, ...]
     last_activation: bool = False
     supporters: tuple[Supporter, ...] = field(default=(), metadata=_LATER)
+    mismatch: str = field(default="", metadata=_LATER)
+    support_bias: bool = field(default=False, metadata=_LATER)
 
     def __post_init__(self) -> None:
+        if self.mismatch not in MISMATCHES:
+            raise WeightsError(f"A decoder's mismatch is one of {', '.join(map(repr, MISMATCHES))}, given {self.mismatch!r}.")
         if not self.labels or len(set(self.labels)) != len(self.labels):
             raise WeightsError(f"A decoder needs labels, each once, given {self.labels}.")
         names = [supporter.name for supporter in self.supporters]
@@ -217,7 +227,7 @@ def decoder_from_dict(data: dict[str, Any]) -> DecoderSpec:
         fields = _exactly(DecoderSpec, data)
         stages = tuple(Stage(**_exactly(Stage, v)) for v in fields["stages"])
         supporters = tuple(Supporter(**_exactly(Supporter, v)) for v in fields.get("supporters", ()))
-        return DecoderSpec(stages, fields["labels"], fields["last_activation"], supporters)
+        return DecoderSpec(**{**fields, "stages": stages, "supporters": supporters})
     except TypeError as error:
         raise WeightsError(f"The decoder's spec is not usable: {error}.") from error
 
