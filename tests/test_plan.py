@@ -18,7 +18,7 @@ PLAN = Plan("nnunet", (3.0, 1.5, 1.5), (16, 32, 32), CT, "RAS", (2, 0, 1), mirro
 
 def test_a_decoder_with_a_plan_survives_json() -> None:
     """decoder_from_dict undoes to_dict for a decoder with a plan, through JSON text."""
-    spec = DecoderSpec((Stage(8, (8,), (3, 3, 3)),), ("liver",), True, bias=True, conv_bias=False, plan=PLAN)
+    spec = DecoderSpec((Stage(8, (8,), (3, 3, 3)),), ("liver",), True, bias=True, plan=PLAN)
     assert decoder_from_dict(json.loads(json.dumps(to_dict(spec)))) == spec
 
 

@@ -71,7 +71,7 @@ class EncoderSpec:
     `levels[0].stride` may be larger than 1 (a strided stem); logits are then
     upsampled trilinearly to the patch.  `block` is what a level is made of: "plain"
     convolutions, or "residual" blocks of two behind a stem, as in nnU-Net's ResEnc;
-    `convs` then counts blocks.  `bias` is whether its convolutions have one.
+    `convs` then counts blocks.
     """
 
     levels: tuple[Level, ...]
@@ -80,7 +80,6 @@ class EncoderSpec:
     channels: int = 1
     norm: str = "instance"
     block: str = field(default="plain", metadata=_LATER)
-    bias: bool = field(default=True, metadata=_LATER)
 
     def __post_init__(self) -> None:
         if len(self.levels) < 2:
@@ -135,9 +134,8 @@ class DecoderSpec:
     `last_activation` is False where the last convolution of every stage goes
     without LeakyReLU, as in CL-Net; a stage with a single convolution keeps it.
     `supporters` are the decoders whose logits feed its support heads, in this order.
-    `bias` is whether transposed convolutions and heads have one, `conv_bias` whether
-    the convolutions between them do; `plan` is what the program that trained the
-    decoder does around it (None: it is one of ours).
+    `bias` is whether transposed convolutions and heads have one; `plan` is what the
+    program that trained the decoder does around it (None: it is one of ours).
     """
 
     stages: tuple[Stage, ...]
@@ -145,7 +143,6 @@ class DecoderSpec:
     last_activation: bool = False
     supporters: tuple[Supporter, ...] = field(default=(), metadata=_LATER)
     bias: bool = field(default=False, metadata=_LATER)
-    conv_bias: bool = field(default=True, metadata=_LATER)
     plan: Plan | None = field(default=None, metadata=_LATER)
 
     def __post_init__(self) -> None:
