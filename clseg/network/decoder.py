@@ -33,7 +33,7 @@ class Decoder(nn.Module):
         wiring = joins(spec, encoder)
         self.spec = spec
         self.ups = nn.ModuleList(
-            nn.ConvTranspose3d(join.below, stage.up, join.stride, join.stride, bias=False)
+            nn.ConvTranspose3d(join.below, stage.up, join.stride, join.stride, bias=spec.bias)
             for join, stage in zip(wiring, spec.stages, strict=True)
         )
         self.skips = nn.ModuleList(
@@ -44,7 +44,7 @@ class Decoder(nn.Module):
             for stage, join in zip(spec.stages, wiring, strict=True)
         )
         outputs = len(spec.labels) + 1
-        self.heads = nn.ModuleList(PointConv(stage.convs[-1], outputs, bias=False) for stage in spec.stages)
+        self.heads = nn.ModuleList(PointConv(stage.convs[-1], outputs, bias=spec.bias) for stage in spec.stages)
         others = sum(len(supporter.labels) + 1 for supporter in spec.supporters)
         self.support = nn.ModuleList(SupportHead(outputs, others, spec.support_bias) for _ in spec.stages if others)
 

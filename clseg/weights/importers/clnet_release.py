@@ -29,7 +29,6 @@ FALLBACK_HU = {"percentile_00_5": -995.0, "percentile_99_5": 1265.0, "mean": -18
 Triple = tuple[int, int, int]
 
 _FILE_NAMES = ("model_final_checkpoint.model", "model_best.model", "model_latest.model")
-_WHOLE_BODY_SCORE = 100.0  # their scores run from 0, pelvis, to 100, eyes
 
 
 @dataclass(frozen=True)
@@ -37,8 +36,8 @@ class Head:
     """One decoder as the configuration lists it: the numbers of its labels, who supports it, its own window if it has one.
 
     `average` says that the configuration lets the moving average (EMA twin) answer.
-    `slices` are the body-part scores where it looks, as a share of the way from pelvis
-    (0) to eyes (1); an open end is None, and None altogether is everywhere.
+    `score_range` are the body-part scores between which it is asked, 0 pelvis … 100
+    eyes; an open end is None, and None altogether is everywhere.
     """
 
     name: str
@@ -46,7 +45,7 @@ class Head:
     supporters: tuple[str, ...]
     patch: Triple | None
     average: bool
-    slices: tuple[float | None, float | None] | None
+    score_range: tuple[float | None, float | None] | None
 
 
 @dataclass(frozen=True)
@@ -188,7 +187,7 @@ def _heads(settings: Mapping[str, Any], plans: Plans, scores: Mapping[int, Mappi
             supporters=tuple((settings.get("supporting") or {}).get(name) or ()),
             patch=_three(patch) if patch else None,
             average=bool(shapes.get(name, {}).get("enable_ema")) and bool(trained and trained[-1]),
-            slices=_slices(name, ranges),
+            score_range=_score_range(name, ranges),
         )
 
 
@@ -200,14 +199,14 @@ def _range_of(scores: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     return {mine: rule([v for v in (float(one[theirs]) for one in known) if not math.isnan(v)], default=math.nan) for mine, (theirs, rule) in rules.items()}
 
 
-def _slices(name: str, score: Mapping[str, Any]) -> tuple[float | None, float | None] | None:
+def _score_range(name: str, score: Mapping[str, Any]) -> tuple[float | None, float | None] | None:
     """Where the authors' program lets a head look; what grows anywhere gets the wider rule, and they tell it by its name."""
     word = name.lower()
     if any(part in word for part in ("gtv", "tumor", "lesion")) or ("ln" in word and "lns" not in word):
         low, high = score["min"] - score["std"], score["max"] + score["std"]
     else:
         low, high = score["percentile_00_5"] - 0.25 * score["mean"], score["percentile_99_5"] + 0.25 * score["mean"]
-    ends = tuple(end / _WHOLE_BODY_SCORE if math.isfinite(end) else None for end in (low, high))
+    ends = tuple(end if math.isfinite(end) else None for end in (low, high))
     return None if ends == (None, None) else ends  # type: ignore[return-value]
 
 
