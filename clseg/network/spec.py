@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from clseg.errors import WeightsError
-from clseg.network.plan import Plan, plan_from_dict
+from clseg.network.plan import SCHEMES, Plan, plan_from_dict
 
 Triple = tuple[int, int, int]
 
@@ -72,7 +72,9 @@ class EncoderSpec:
     `levels[0].stride` may be larger than 1 (a strided stem); logits are then
     upsampled trilinearly to the patch.  `block` is what a level is made of: "plain"
     convolutions, or "residual" blocks of two behind a stem, as in nnU-Net's ResEnc;
-    `convs` then counts blocks.
+    `convs` then counts blocks.  `scheme` is "ct" where `intensity` is how HU become its
+    input; another word (see `clseg.network.plan.SCHEMES`) means that only decoders with a
+    plan can be run on it, and none be learned.
     """
 
     levels: tuple[Level, ...]
@@ -81,12 +83,15 @@ class EncoderSpec:
     channels: int = 1
     norm: str = "instance"
     block: str = field(default="plain", metadata=_LATER)
+    scheme: str = field(default="ct", metadata=_LATER)
 
     def __post_init__(self) -> None:
         if len(self.levels) < 2:
             raise WeightsError("An encoder has at least two levels.")
         if self.block not in BLOCKS:
             raise WeightsError(f"An encoder is built of {' or '.join(BLOCKS)} blocks, given '{self.block}'.")
+        if self.scheme not in SCHEMES:
+            raise WeightsError(f"An encoder's intensity scheme is one of {', '.join(SCHEMES)}, given '{self.scheme}'.")
         if self.norm != "instance":
             raise WeightsError(f"Only 'instance' normalisation is known, given '{self.norm}'.")
 

@@ -1,0 +1,70 @@
+"""Install: imported checkpoints as a model of the user's own, with files, manifest entries and cards."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from clseg.errors import UsageError, WeightsError
+from clseg.io.files import sha256_of
+from clseg.manifest import Asset, Manifest, Model
+from clseg.network.checkpoint import Checkpoint, save
+
+UNKNOWN = "unknown"  # the licence, where nobody said
+
+
+@dataclass(frozen=True)
+class Part:
+    """A weights file to be: its name after the model's, its content, the names of the parts that it requires."""
+
+    name: str
+    checkpoint: Checkpoint
+    requires: tuple[str, ...] = ()
+
+
+def install(model: str, parts: Sequence[Part], *, description: str, licence: str = UNKNOWN, home: Path | None = None) -> Manifest:
+    """Write the parts into the user's folder and list them as `model`; returns the user's manifest.
+
+    A part is called `<model>-<name>`.  Raises UsageError when the model's name is
+    taken or cannot be one, OutputError when the folder cannot be written; then nothing
+    is listed.
+    """
+    from clseg.weights.own import add
+
+    refuse_taken(model, home=home)
+    licence = licence.strip() or UNKNOWN
+    with tempfile.TemporaryDirectory(prefix="clseg-import-") as folder:
+        files = {_asset(model, part, licence, Path(folder)): Path(folder) / f"{part.name}.safetensors" for part in parts}
+        return add(Model(model, description, licence), files, {}, home=home)
+
+
+def refuse_taken(model: str, *, home: Path | None = None) -> None:
+    """UsageError when there is a model of this name, or a name cannot be so."""
+    from clseg.weights.cache import manifest
+
+    try:
+        Model(model, "", UNKNOWN)
+    except WeightsError as error:
+        raise UsageError(f"A model cannot be called '{model}': {error.message}") from error
+    listing = manifest(home=home)
+    if any(one.name == model for one in listing.models) or any(one.name.startswith(f"{model}-") for one in listing.assets):
+        raise UsageError(f"There is a model '{model}' already, or weights of that name.", tip="Give the import another --name.")
+
+
+def _asset(model: str, part: Part, licence: str, folder: Path) -> Asset:
+    """The part's file, written into `folder`, and its entry."""
+    file = folder / f"{part.name}.safetensors"
+    checkpoint = part.checkpoint
+    save(file, replace(checkpoint, card={**checkpoint.card, "licence": licence}))
+    return Asset(
+        name=f"{model}-{part.name}",
+        kind=checkpoint.kind,
+        file=file.name,
+        bytes=file.stat().st_size,
+        sha256=sha256_of(file),
+        licence=licence,
+        requires=tuple(f"{model}-{name}" for name in part.requires),
+        labels=tuple(getattr(checkpoint.spec, "labels", ())),
+    )
