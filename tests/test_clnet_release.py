@@ -256,7 +256,7 @@ def test_contradictions_are_refused(tmp_path: Path) -> None:
 def test_the_configuration_must_be_a_json_object(tmp_path: Path) -> None:
     """Text that is no JSON, and a list."""
     base = Release().write(tmp_path)
-    for text, told in (("{", "is not JSON"), ("[]", "must hold a JSON object")):
+    for text, told in (("{", "is not JSON"), ("[]", "expected a JSON object")):
         (base / "all_pred_cleaned.json").write_text(text)
         with pytest.raises(WeightsError, match=told):
             find_release(base)

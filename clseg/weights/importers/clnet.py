@@ -1,17 +1,7 @@
 """CL-Net: the networks in the release of its authors → checkpoints of clseg, tensor by tensor.
 
-What a file holds for head H (prefix `decoder_dict.H.`, its moving average `ema_dict.H.`,
-its support `supporting_dict.H.`):
-
-    theirs                                              ours
-    encoder.conv_blocks_context.{d}[.s].blocks.{i}      levels.{d}.{i}
-    tu.{u}  seg_outputs.{u}                             ups.{u}  heads.{u}
-    conv_blocks_localization.{u}[.s].blocks.{i}         convs.{u}.{i}
-    to_support.{i}.0  to_support.{i}.1                  support.{last - i}.mix  support.{last - i}.head
-    support_gate                                        support.{u}.gate, the same for every u
-
-Pruned weights are stored as `weight_orig` and a 0/1 `weight_mask`; they are multiplied
-here once and for all.  Which code trained a file cannot be told from it: that of May
+A task's file holds the whole network: `encoder.`, per head H `decoder_dict.H.`, maybe its
+moving average `ema_dict.H.` and its support `supporting_dict.H.`.  Which code trained a file cannot be told from it: that of May
 2025 leaves out the activation after the last convolution of a stage and crops where
 sizes differ, that of January has it and resizes.
 """
@@ -19,7 +9,6 @@ sizes differ, that of January has it and resizes.
 from __future__ import annotations
 
 import csv
-import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -29,10 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clseg.errors import UnknownName, UsageError, WeightsError
+from clseg.io.files import sha256_of
 from clseg.network.checkpoint import Checkpoint, build_decoder, build_encoder, fingerprint, supporter
 from clseg.network.plan import Plan, Resampling, Scheme
 from clseg.network.spec import DecoderSpec, EncoderSpec, Grid, Intensity, Level, Stage
 from clseg.weights.importers.clnet_release import Head, Plans, Release, Task, Triple, find_release
+from clseg.weights.importers.clnet_tensors import below, blocks, folded, is_trained, sparsity, state_of, support_tensors
+from clseg.weights.importers.folder import structure_name
 from clseg.weights.importers.pickles import load_torch
 
 if TYPE_CHECKING:
@@ -46,10 +38,6 @@ ACTIVATIONS = {"may": "crop", "jan": "resize"}  # and what each does where sizes
 STORED = "LPS"  # how their scans lie in the file
 NAMES = "clnet_names.csv"
 
-_WRAPPERS = ("module.", "_orig_mod.")  # of parallel training and of torch.compile
-_BLOCK = re.compile(r"(\d+)\.(?:(\d+)\.)?blocks\.(\d+)\.(conv|instnorm)\.(weight|bias)")
-_SUPPORT = re.compile(r"to_support\.(\d+)\.(0\.conv|0\.instnorm|1\.conv)\.(weight|bias)")
-_SUPPORT_NAMES = {"0.conv": "mix.conv", "0.instnorm": "mix.norm", "1.conv": "head"}
 
 
 @dataclass(frozen=True)
@@ -108,26 +96,26 @@ def encoder_of(tensors: Tensors, plans: Plans, strides: Sequence[Triple], *, car
 
     Grid and intensity are those of its plans, for decoders that are learned on it later.
     """
-    blocks, rest = _blocks(tensors, "conv_blocks_context.")
+    found, rest = blocks(tensors, "conv_blocks_context.")
     if rest:
         raise WeightsError(f"The encoder holds '{min(rest)}', which no encoder of CL-Net's release has.")
-    if len(blocks) != len(strides) + 1:
-        raise WeightsError(f"The encoder has {len(blocks)} levels, its strides are for {len(strides) + 1}.")
-    levels = tuple(_level(level, stride) for level, stride in zip(blocks, ((1, 1, 1), *strides), strict=True))
+    if len(found) != len(strides) + 1:
+        raise WeightsError(f"The encoder has {len(found)} levels, its strides are for {len(strides) + 1}.")
+    levels = tuple(_level(level, stride) for level, stride in zip(found, ((1, 1, 1), *strides), strict=True))
     patch = tuple(-(-p // prod(s)) * prod(s) for p, s in zip(plans.patch, zip(*strides, strict=True), strict=True))
     letters = "".join(STORED[::-1][axis] for axis in plans.transpose)
     grid = Grid(letters, plans.spacing_mm, patch)  # type: ignore[arg-type]
-    spec = EncoderSpec(levels, grid, Intensity(plans.low, plans.high, plans.mean, plans.sd), int(blocks[0][0]["conv.weight"].shape[1]))
+    spec = EncoderSpec(levels, grid, Intensity(plans.low, plans.high, plans.mean, plans.sd), int(found[0][0]["conv.weight"].shape[1]))
     if spec.channels != 1:
         raise WeightsError(f"The encoder reads {spec.channels} channels, expected one: CT.")
-    named = {f"levels.{d}.{i}.{name}": t for d, level in enumerate(blocks) for i, conv in enumerate(level) for name, t in conv.items()}
+    named = {f"levels.{d}.{i}.{name}": t for d, level in enumerate(found) for i, conv in enumerate(level) for name, t in conv.items()}
     return Checkpoint("encoder", spec, named, card=dict(card))
 
 
 def decoder_of(tensors: Tensors, head: Head, task: Task, *, activation: str, card: Mapping[str, Any]) -> Checkpoint:
     """A head's checkpoint as it is without supporters; `tensors` without the prefix of the head."""
     tensors = folded(tensors)
-    convs, rest = _blocks(tensors, "conv_blocks_localization.")
+    convs, rest = blocks(tensors, "conv_blocks_localization.")
     named = {f"convs.{u}.{i}.{name}": t for u, stage in enumerate(convs) for i, conv in enumerate(stage) for name, t in conv.items()}
     for name, tensor in rest.items():
         role, _, place = name.partition(".")
@@ -169,34 +157,7 @@ def plan_of(head: Head, plans: Plans) -> Plan:
 
 def structure(organ: str) -> str:
     """What clseg calls an organ of the release; one that it does not know keeps its name, made fit for a file's."""
-    return _names().get(organ) or re.sub(r"[^A-Za-z0-9_]+", "_", organ).strip("_")
-
-
-def folded(tensors: Tensors) -> Tensors:
-    """Every `weight_orig` with its `weight_mask` as one `weight`; what is masked is 0 whatever it was, other tensors stay."""
-    import torch
-
-    done = {name: tensor for name, tensor in tensors.items() if not name.endswith(("_orig", "_mask"))}
-    for name in tensors:
-        plain = name.removesuffix("_orig").removesuffix("_mask")
-        if plain != name and plain not in done:
-            weight, mask = tensors.get(f"{plain}_orig"), tensors.get(f"{plain}_mask")
-            if weight is None or mask is None or weight.shape != mask.shape:
-                raise WeightsError(f"The pruned weight '{plain}' must be stored with a mask of its shape, and is not.")
-            done[plain] = torch.where(mask == 0, torch.zeros_like(weight), weight * mask)
-    return done
-
-
-def is_trained(twin: Tensors) -> bool:
-    """Whether a moving average was ever updated: it is there, and no convolution of it is 0 to two decimals throughout."""
-    kernels = [tensor for name, tensor in folded(twin).items() if name.endswith(".weight") and tensor.ndim == 5]
-    return bool(kernels) and all(bool((kernel.float().mul(100).round() != 0).any()) for kernel in kernels)
-
-
-def sparsity(tensors: Tensors) -> float:
-    """The share of zeros among the weights of a decoder's convolutions."""
-    kernels = [tensor for tensor in tensors.values() if tensor.ndim == 5]
-    return 1 - sum(int((kernel != 0).sum()) for kernel in kernels) / max(1, sum(kernel.numel() for kernel in kernels))
+    return _names().get(organ) or structure_name(organ)
 
 
 # ---- which heads ------------------------------------------------------------------------------------------------------
@@ -234,8 +195,8 @@ def _add_with_supporters(name: str, known: Mapping[str, tuple[Task, Head]], foun
 
 def _general_encoder(release: Release) -> Checkpoint:
     task = release.encoder
-    state = _state(load_torch(task.checkpoint), task)
-    encoder = encoder_of(_below(state, "encoder.", task), task.plans, task.strides or task.plans.strides, card=_card(task))
+    state = state_of(load_torch(task.checkpoint), _described(task))
+    encoder = encoder_of(_required(state, "encoder.", task), task.plans, task.strides or task.plans.strides, card=_card(task))
     build_encoder(encoder)
     return encoder
 
@@ -245,7 +206,7 @@ def _read_task(
 ) -> list[tuple[Head, Checkpoint, Tensors | None]]:
     """Every one of `heads` without supporters, and the tensors of its support."""
     content = load_torch(task.checkpoint)
-    state = _state(content, task)
+    state = state_of(content, _described(task))
     _compare_encoders(encoder, state, task, warn)
     rates = (content.get("prune_stuff") or {}).get("prune_ratios_final_for_each_decoder") or {}
     parts = []
@@ -259,42 +220,22 @@ def _read_task(
     return parts
 
 
-def _state(content: Mapping[str, Any], task: Task) -> Tensors:
-    """The tensors of a checkpoint by their names, without the prefixes of wrappers."""
-    import torch
-
-    state = content.get("state_dict", content)
-    tensors = {_unwrapped(name): tensor for name, tensor in state.items() if isinstance(tensor, torch.Tensor)}
-    sparse = next((name for name in tensors if ".model_sparse." in name), None)
-    if sparse or not tensors:
-        told = f"holds '{sparse}' of a sparse network, which the authors' program cannot load either" if sparse else "holds no weights"
-        raise WeightsError(f"The checkpoint of task '{task.key}', {task.checkpoint}, {told}.")
-    return tensors
-
-
-def _unwrapped(name: str) -> str:
-    for prefix in _WRAPPERS * 2:
-        name = name.removeprefix(prefix)
-    return name
-
-
-def _below(state: Tensors, prefix: str, task: Task) -> Tensors:
-    """The tensors whose names begin with `prefix`, without it."""
-    found = _maybe_below(state, prefix)
+def _required(state: Tensors, prefix: str, task: Task) -> Tensors:
+    found = below(state, prefix)
     if not found:
-        raise WeightsError(f"The checkpoint of task '{task.key}', {task.checkpoint}, holds no '{prefix}…'.")
+        raise WeightsError(f"{_described(task)} holds no '{prefix}…'.")
     return found
 
 
-def _maybe_below(state: Tensors, prefix: str) -> Tensors:
-    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+def _described(task: Task) -> str:
+    return f"The checkpoint of task '{task.key}', {task.checkpoint},"
 
 
 def _compare_encoders(encoder: Checkpoint, state: Tensors, task: Task, warn: Warn) -> None:
     """A task's file repeats the encoder; where it is another one, only a task that fine-tuned it would use it."""
     import torch
 
-    theirs = _maybe_below(state, "encoder.")
+    theirs = below(state, "encoder.")
     if not theirs:
         return
     strides = tuple(level.stride for level in encoder.spec.levels[1:])
@@ -309,18 +250,18 @@ def _compare_encoders(encoder: Checkpoint, state: Tensors, task: Task, warn: War
 
 def _own_or_average(head: Head, state: Tensors, task: Task, warn: Warn) -> tuple[Tensors, bool]:
     """The head's tensors, its moving average's where that one answers, and which it was."""
-    twin = _maybe_below(state, f"ema_dict.{head.name}.")
+    twin = below(state, f"ema_dict.{head.name}.")
     if head.average and is_trained(twin):
         return twin, True
     if head.average:
         why = "was never updated" if twin else "is not in its file"
         warn(f"The moving average of head '{head.name}' {why}: its own weights are used, as in the authors' program.")
-    return _below(state, f"decoder_dict.{head.name}.", task), False
+    return _required(state, f"decoder_dict.{head.name}.", task), False
 
 
 def _support(head: Head, state: Tensors, activation: str, warn: Warn) -> Tensors | None:
     """The tensors of the head's support; the file repeats whole decoders among them, which are left out."""
-    mine = _maybe_below(state, f"supporting_dict.{head.name}.")
+    mine = below(state, f"supporting_dict.{head.name}.")
     if any(name.startswith("support_dict.") for name in mine):
         raise WeightsError(f"The support of head '{head.name}' is that of January 2025, which is not known.", tip=f"Leave it out: --without {head.name}.")
     tensors = {name: tensor for name, tensor in mine.items() if name.startswith(("to_support.", "support_gate"))}
@@ -334,33 +275,11 @@ def _support(head: Head, state: Tensors, activation: str, warn: Warn) -> Tensors
 
 
 def _card(task: Task) -> dict[str, Any]:
-    return {"program": PROGRAM, "task": task.key, "source": str(task.checkpoint)}
+    source = f"{task.checkpoint.parents[2].name}/{task.checkpoint.parent.name}/{task.checkpoint.name}"
+    return {"program": PROGRAM, "task": task.key, "source": source, "source_sha256": sha256_of(task.checkpoint)}
 
 
 # ---- from their names to ours -----------------------------------------------------------------------------------------
-
-
-def _blocks(tensors: Tensors, prefix: str) -> tuple[list[list[Tensors]], Tensors]:
-    """Per level and convolution its tensors by our names, and all other tensors.
-
-    A level may be one stack of convolutions or two, which follow each other.
-    """
-    found: dict[int, dict[tuple[int, int], Tensors]] = {}
-    rest = {}
-    for name, tensor in tensors.items():
-        match = _BLOCK.fullmatch(name.removeprefix(prefix)) if name.startswith(prefix) else None
-        if match is None:
-            rest[name] = tensor
-            continue
-        level, stack, place, kind, what = match.groups()
-        conv = found.setdefault(int(level), {}).setdefault((int(stack or 0), int(place)), {})
-        conv[f"{'conv' if kind == 'conv' else 'norm'}.{what}"] = tensor
-    if sorted(found) != list(range(len(found))) or not found:
-        raise WeightsError(f"The levels of {prefix}… must be numbered from 0, found {sorted(found)}.")
-    levels = [[convs[key] for key in sorted(convs)] for _, convs in sorted(found.items())]
-    if any("conv.weight" not in conv for level in levels for conv in level):
-        raise WeightsError(f"A convolution of {prefix}… has no weight.")
-    return levels, rest
 
 
 def _level(convs: list[Tensors], stride: Triple) -> Level:
@@ -397,26 +316,12 @@ def _wired(
         helpers = heads[name][1].supporters
         alone |= {helper: plain[helper] for helper in helpers if helper in supports}
         spec = replace(part.spec, supporters=tuple(supporter(_alone(helper, supports), plain[helper]) for helper in helpers), support_bias=True)
-        whole[name] = replace(part, spec=spec, tensors={**part.tensors, **_support_tensors(supports[name], name, len(part.spec.stages))})
+        whole[name] = replace(part, spec=spec, tensors={**part.tensors, **support_tensors(supports[name], name, len(part.spec.stages))})
     return whole, {_alone(name, supports): part for name, part in alone.items()}
 
 
 def _alone(name: str, supports: Mapping[str, Tensors]) -> str:
     return f"{name}-alone" if name in supports else name
-
-
-def _support_tensors(tensors: Tensors, head: str, stages: int) -> Tensors:
-    """Theirs count from full resolution, ours from the bottleneck; they have one gate for all."""
-    named = {}
-    for name, tensor in tensors.items():
-        match = _SUPPORT.fullmatch(name)
-        if match:
-            named[f"support.{stages - 1 - int(match[1])}.{_SUPPORT_NAMES[match[2]]}.{match[3]}"] = tensor
-        elif name == "support_gate":
-            named |= {f"support.{stage}.gate": tensor.reshape(()).clone() for stage in range(stages)}
-        else:
-            raise WeightsError(f"The support of head '{head}' holds '{name}', which no support of May 2025 has.")
-    return named
 
 
 @cache

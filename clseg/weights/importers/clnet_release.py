@@ -11,7 +11,6 @@ The paths in the configuration are those of the authors' machine; what follows
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from clseg.errors import WeightsError
+from clseg.weights.importers.folder import read_json
 from clseg.weights.importers.pickles import load_plain
 
 CONFIGS = "*_pred_cleaned.json"
@@ -98,7 +98,7 @@ def find_release(path: Path, config: Path | None = None) -> Release:
     """
     config = config or (path if path.suffix == ".json" else _only_config(path))
     roots = [path] if path.is_dir() else list(config.absolute().parents)
-    settings = _read_json(config)
+    settings = read_json(config)
     tasks = {key: one for key, one in settings.items() if isinstance(one, Mapping) and "task" in one}
     encoders = [key for key, one in tasks.items() if one.get("type", key) == "GeneralEncoder"]
     if len(encoders) != 1:
@@ -160,7 +160,7 @@ def _encoder_task(key: str, settings: Mapping[str, Any], roots: list[Path]) -> T
 def _task(key: str, settings: Mapping[str, Any], roots: list[Path]) -> Task:
     folder, checkpoint = _place(key, settings, roots)
     plans = read_plans(folder, checkpoint, settings.get("stage", 0))
-    scores = _read_json(folder / "bpr_scores.json")
+    scores = read_json(folder / "bpr_scores.json")
     try:
         organs = {int(label): str(entry["name"]) for label, entry in scores.items()}
         heads = tuple(_heads(settings, plans, {int(label): entry for label, entry in scores.items()}))
@@ -267,7 +267,7 @@ def _fold(fold: Any) -> str:
 
 def _plans_data(folder: Path, checkpoint: Path) -> tuple[Mapping[str, Any], Path]:
     if (folder / "plans.json").is_file():
-        return _read_json(folder / "plans.json"), folder / "plans.json"
+        return read_json(folder / "plans.json"), folder / "plans.json"
     if (folder / "plans.pkl").is_file():
         return load_plain(folder / "plans.pkl"), folder / "plans.pkl"
     beside = checkpoint.with_name(f"{checkpoint.name}.pkl")
@@ -282,18 +282,6 @@ def _check_kind(data: Mapping[str, Any], path: Path) -> None:
     if (scheme, channels, masked) != ("CT", 1, False):
         given = f"'{scheme}' with {channels} channels" + (" inside a mask" if masked else "")
         raise WeightsError(f"{path} normalises by {given}, only one channel of CT is known.")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise WeightsError(f"{path} cannot be read: {error.strerror}.") from error
-    except (ValueError, RecursionError) as error:
-        raise WeightsError(f"{path} is not JSON text: {error}.") from error
-    if not isinstance(data, dict):
-        raise WeightsError(f"{path} must hold a JSON object, given a {type(data).__name__}.")
-    return data
 
 
 def _at(table: Mapping[Any, Any], number: Any) -> Any:
