@@ -109,15 +109,17 @@ def test_finer_and_coarser_scans_get_masks_on_their_own_grid(tiny, spacing):
 
 
 def body_by_threshold(scan, parts, wanted, catalogue, *_):
-    """In place of the network: the body is what is denser than -300 HU, as a soft layer on the model's grid."""
+    """In place of the network: the body is what is denser than -300 HU, as a soft layer on the model's grid, restored."""
     from clseg.inference.merge import Layer
     from clseg.inference.prepare import onto_grid, place
+    from clseg.inference.restore import restore
 
     oriented, placement = place(scan, parts.grid)
     sure = 1 / (1 + np.exp(-(onto_grid(oriented.array, placement).numpy() + 300) / 150))
     labels = np.where(sure > 0.5, catalogue["body"].id, 0).astype(np.uint16)
     score = np.where(labels > 0, np.round(255 * sure), 0).astype(np.uint8)
-    return [Layer(labels, score, {catalogue["body"].id: [faint(labels, catalogue["body"].id, sure)]})], placement, []
+    layer = Layer(labels, score, {catalogue["body"].id: [faint(labels, catalogue["body"].id, sure)]})
+    return [restore(layer, placement, scan)], []
 
 
 @pytest.mark.parametrize("tilt", [0.02, -0.1, 0.25])

@@ -1,0 +1,101 @@
+"""Run: all planned decoders of a scan, each as its own program would, composed into layers on the scan's grid."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from clseg.catalogue import Anatomy, Catalogue
+from clseg.errors import WeightsError
+from clseg.inference.engine import Engine
+from clseg.inference.merge import Canvas, Claim
+from clseg.inference.planned.export import Export, LabelMap
+from clseg.inference.planned.predict import Source, predict, window_count
+from clseg.inference.planned.prepare import View, look, prepare
+from clseg.network.plan import Plan
+from clseg.network.spec import DecoderSpec
+from clseg.volume import Volume
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One label map to be: where its decoders look, their plan, the decoders (one, or the folds of an ensemble), their labels."""
+
+    name: str
+    view: View
+    plan: Plan
+    sources: tuple[Source, ...]
+    labels: tuple[str, ...]
+
+
+def answers_of(engines: Sequence[Engine], scan: Volume) -> list[Answer]:
+    """What the answering decoders of these engines say together: folds of one training are one answer.
+
+    WeightsError when decoders of one ensemble have different plans or labels.
+    """
+    found: dict[str, list[Source]] = {}
+    for engine in engines:
+        for name in engine.model.slices:
+            plan = _spec(Source(engine, name)).plan
+            found.setdefault(plan.ensemble or name, []).append(Source(engine, name))
+    return [_answer(name, tuple(sources), scan) for name, sources in found.items()]
+
+
+def grouped(answers: Sequence[Answer]) -> list[list[Answer]]:
+    """Answers that share windows and encoder passes: equal view, same engines."""
+    groups: dict[tuple[View, tuple[int, ...]], list[Answer]] = {}
+    for answer in answers:
+        groups.setdefault((answer.view, tuple(sorted({id(one.engine) for one in answer.sources}))), []).append(answer)
+    return list(groups.values())
+
+
+def windows_of(answers: Sequence[Answer], step: float) -> int:
+    """How many encoder windows `segment_planned` will compute."""
+    return sum(window_count(group[0].view.shape, group[0].view.plan, step, _by_name(group)) for group in grouped(answers))
+
+
+def segment_planned(
+    scan: Volume, answers: Sequence[Answer], *, step: float = 0.5, advance: Callable[[int], None] = lambda windows: None
+) -> Iterator[tuple[Answer, LabelMap]]:
+    """The label map of every answer on the grid of `scan`, as soon as it is there."""
+    for group in grouped(answers):
+        view = group[0].view
+        exports = {answer.name: Export(view, answer.plan) for answer in group}
+        for rows in predict(prepare(scan, view), view.plan, _by_name(group), step=step, advance=advance):
+            for name, scores in rows.scores.items():
+                exports[name].add(rows.start, scores)
+        for answer in group:
+            yield answer, exports.pop(answer.name).finished(scan)
+
+
+def compose(
+    scan: Volume, found: Sequence[tuple[Answer, LabelMap]], wanted: Sequence[Anatomy], catalogue: Catalogue
+) -> dict[int, np.ndarray]:
+    """Label maps of several answers → one uint16 map of catalogue ids per depth; see `clseg.inference.merge`, rules 3 and 4."""
+    canvas = Canvas(scan.shape, wanted, catalogue, scan.spacing)
+    ids = {anatomy.name: anatomy.id for anatomy in wanted}
+    claims = []
+    for answer, label_map in sorted(found, key=lambda one: one[0].name):
+        table = np.array([0, *(ids.get(label, 0) for label in answer.labels)], np.uint16)
+        claims.append(Claim(label_map.box, table[label_map.labels], label_map.score))
+    canvas.paint_whole(claims)
+    return {depth: layer.labels for depth, layer in canvas.layers.items()}
+
+
+def _answer(name: str, sources: tuple[Source, ...], scan: Volume) -> Answer:
+    specs = [_spec(source) for source in sources]
+    if any((spec.plan, spec.labels) != (specs[0].plan, specs[0].labels) for spec in specs):
+        raise WeightsError(f"The decoders of the ensemble '{name}' have different plans or labels, so that they cannot be averaged.")
+    plan = specs[0].plan
+    assert plan is not None  # only decoders with a plan are asked here
+    return Answer(name, look(scan, plan), plan, sources, specs[0].labels)
+
+
+def _spec(source: Source) -> DecoderSpec:
+    return source.engine.model.decoders[source.decoder].spec
+
+
+def _by_name(group: Sequence[Answer]) -> Mapping[str, Sequence[Source]]:
+    return {answer.name: answer.sources for answer in group}
