@@ -11,6 +11,7 @@ from clseg.catalogue import Anatomy, Catalogue
 from clseg.errors import WeightsError
 from clseg.inference.engine import Engine
 from clseg.inference.merge import Canvas, Claim
+from clseg.inference.planned.body import Body
 from clseg.inference.planned.export import Export, LabelMap
 from clseg.inference.planned.predict import Source, predict, window_count
 from clseg.inference.planned.prepare import View, look, prepare
@@ -30,8 +31,11 @@ class Answer:
     labels: tuple[str, ...]
 
 
-def answers_of(engines: Sequence[Engine], scan: Volume) -> list[Answer]:
+def answers_of(engines: Sequence[Engine], scan: Volume, scores: Sequence[float] | None = None) -> list[Answer]:
     """What the answering decoders of these engines say together: folds of one training are one answer.
+
+    `scores` says how high in the body every slice lies, from the feet up, 0 pelvis … 100
+    eyes; decoders whose organs cannot be in the scan have no answer.
 
     WeightsError when decoders of one ensemble have different plans or labels.
     """
@@ -40,7 +44,9 @@ def answers_of(engines: Sequence[Engine], scan: Volume) -> list[Answer]:
         for name in engine.model.slices:
             plan = _spec(Source(engine, name)).plan
             found.setdefault(plan.ensemble or name, []).append(Source(engine, name))
-    return [_answer(name, tuple(sources), scan) for name, sources in found.items()]
+    body = Body(scan, scores)
+    answers = [_answer(name, tuple(sources), body) for name, sources in found.items()]
+    return [answer for answer in answers if answer is not None]
 
 
 def grouped(answers: Sequence[Answer]) -> list[list[Answer]]:
@@ -84,13 +90,14 @@ def compose(
     return {depth: layer.labels for depth, layer in canvas.layers.items()}
 
 
-def _answer(name: str, sources: tuple[Source, ...], scan: Volume) -> Answer:
+def _answer(name: str, sources: tuple[Source, ...], body: Body) -> Answer | None:
     specs = [_spec(source) for source in sources]
     if any((spec.plan, spec.labels) != (specs[0].plan, specs[0].labels) for spec in specs):
         raise WeightsError(f"The decoders of the ensemble '{name}' have different plans or labels, so that they cannot be averaged.")
     plan = specs[0].plan
     assert plan is not None  # only decoders with a plan are asked here
-    return Answer(name, look(scan, plan), plan, sources, specs[0].labels)
+    view = look(body.scan, plan, body)
+    return view and Answer(name, view, plan, sources, specs[0].labels)
 
 
 def _spec(source: Source) -> DecoderSpec:

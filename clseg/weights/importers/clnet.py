@@ -151,6 +151,7 @@ def plan_of(head: Head, plans: Plans) -> Plan:
         answer=Resampling(order=1),
         averaged="probabilities",
         weigh_one=False,
+        room=plans.patch if head.patch else None,
         score_range=head.score_range,
     )
 
