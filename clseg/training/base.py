@@ -115,13 +115,13 @@ class Base:
     def plan(self, recipe: Common, decoders: tuple[DecoderRecipe, ...]) -> Recipe:
         """What examples, patches and loop need to know, on this encoder's grid.
 
-        Raises RecipeError when a decoder has another number of stages than the encoder wants.
+        Raises RecipeError when a decoder has more stages than the encoder has levels for.
         """
         stages = len(self.spec.levels) - 1
         for decoder in decoders:
-            if len(decoder.widths) != stages:
+            if len(decoder.widths) > stages:
                 raise RecipeError(
-                    f"Decoder '{decoder.name}' has {len(decoder.widths)} stages, the encoder of '{self.model}' wants {stages}."
+                    f"Decoder '{decoder.name}' has {len(decoder.widths)} stages, the encoder of '{self.model}' has levels for {stages} at most."
                 )
         grid, rule = self.spec.grid, self.spec.intensity
         common = {name: getattr(recipe, name) for name in Common.__dataclass_fields__}
