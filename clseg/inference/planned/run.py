@@ -40,7 +40,8 @@ def answers_of(engines: Sequence[Engine], scan: Volume) -> list[Answer]:
         for name in engine.model.slices:
             plan = _spec(Source(engine, name)).plan
             found.setdefault(plan.ensemble or name, []).append(Source(engine, name))
-    return [_answer(name, tuple(sources), scan) for name, sources in found.items()]
+    views: dict[Plan, View] = {}
+    return [_answer(name, tuple(sources), scan, views) for name, sources in found.items()]
 
 
 def grouped(answers: Sequence[Answer]) -> list[list[Answer]]:
@@ -84,13 +85,16 @@ def compose(
     return {depth: layer.labels for depth, layer in canvas.layers.items()}
 
 
-def _answer(name: str, sources: tuple[Source, ...], scan: Volume) -> Answer:
+def _answer(name: str, sources: tuple[Source, ...], scan: Volume, views: dict[Plan, View]) -> Answer:
+    """The answer of these decoders; `views` keeps what was found out about the scan for others."""
     specs = [_spec(source) for source in sources]
     if any((spec.plan, spec.labels) != (specs[0].plan, specs[0].labels) for spec in specs):
         raise WeightsError(f"The decoders of the ensemble '{name}' have different plans or labels, so that they cannot be averaged.")
     plan = specs[0].plan
     assert plan is not None  # only decoders with a plan are asked here
-    return Answer(name, look(scan, plan), plan, sources, specs[0].labels)
+    if plan.sight not in views:
+        views[plan.sight] = look(scan, plan)
+    return Answer(name, views[plan.sight], plan, sources, specs[0].labels)
 
 
 def _spec(source: Source) -> DecoderSpec:
