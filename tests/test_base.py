@@ -109,11 +109,11 @@ def test_the_plan_has_the_encoders_grid(workplace: Path) -> None:
     assert (plan.decoder, plan.dataset, plan.optim, plan.folder) == (recipe.decoder, recipe.dataset, recipe.optim, recipe.folder)
 
 
-def test_a_decoder_must_be_as_deep_as_the_encoder(workplace: Path) -> None:
+def test_a_decoder_is_no_deeper_than_the_encoder(workplace: Path) -> None:
     """One stage fits this encoder; two do not, and the sentence says both numbers."""
     recipe = learn_recipe(workplace, BODY)
     deep = replace(recipe.decoder[0], widths=(8, 8), kernels=(1, 1), convs=(1, 1))
-    with pytest.raises(RecipeError, match="'body' has 2 stages, the encoder of 'tiny' wants 1"):
+    with pytest.raises(RecipeError, match="'body' has 2 stages, the encoder of 'tiny' has levels for 1"):
         Base.open("tiny").plan(recipe, (deep,))
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from clseg.errors import WeightsError
-from clseg.network.blocks import ConvNormAct
+from clseg.network.blocks import ConvNormAct, convolution
 from clseg.network.decoder import Decoder
 from clseg.network.encoder import Encoder
 from clseg.network.spec import DecoderSpec, EncoderSpec, Grid, Intensity, Level, Stage
@@ -113,7 +113,27 @@ def test_the_block_is_convolution_norm_leaky_relu() -> None:
     assert torch.allclose(block(x), torch.where(x > 0, 1.0, -0.01), atol=1e-4)
 
 
-def test_a_decoder_needs_one_stage_per_step() -> None:
-    """Three levels have two steps between them; a decoder with one stage is refused."""
-    with pytest.raises(WeightsError, match="has 2 stages, this spec has 1"):
-        Decoder(DecoderSpec((Stage(8, (8,), THREE),), ("liver",)), encoder_spec(ONE, TWO, TWO))
+def test_a_decoder_has_no_more_stages_than_the_encoder_has_steps() -> None:
+    """Three levels have two steps between them; a decoder with three stages, or none, is refused."""
+    for count in (0, 3):
+        with pytest.raises(WeightsError, match=f"has 1 to 2 stages, this spec has {count}"):
+            Decoder(DecoderSpec((Stage(8, (8,), THREE),) * count, ("liver",)), encoder_spec(ONE, TWO, TWO))
+
+
+def test_a_decoder_with_fewer_stages_ends_at_a_coarser_level() -> None:
+    """On three levels a decoder with one stage reads the middle level and gives logits of half the window's size."""
+    spec = encoder_spec(ONE, TWO, TWO)
+    decoder = Decoder(DecoderSpec((Stage(8, (8,), THREE),), ("liver",)), spec)
+    assert decoder(Encoder(spec)(torch.zeros(1, 1, 16, 16, 16))).shape == (1, 2, 8, 8, 8)
+
+
+@pytest.mark.parametrize(("kernel", "stride", "inputs", "size"), [(THREE, (1, 1, 1), 4, 6), (THREE, (2, 2, 2), 4, 6), ((1, 3, 3), (1, 1, 1), 40, 12), ((1, 1, 1), (1, 1, 1), 4, 6)])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_convolution_gives_the_same_with_and_without_a_gradient(kernel, stride, inputs, size, batch) -> None:
+    """The ways around torch's slow paths change nothing but the time: all agree with torch's own function."""
+    torch.manual_seed(0)
+    layer, x = convolution(inputs, 3, kernel, stride), torch.randn(batch, inputs, size, size, size)
+    expected = nn.functional.conv3d(x, layer.weight, layer.bias, stride, [k // 2 for k in kernel])
+    assert torch.allclose(layer(x), expected, atol=1e-5)
+    with torch.inference_mode():
+        assert torch.allclose(layer(x), expected, atol=1e-5)

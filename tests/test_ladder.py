@@ -115,7 +115,13 @@ def test_every_climb_ends_and_never_goes_down(good: list[bool], retries: int) ->
         assert targets == sorted(set(targets))
 
 
-@pytest.mark.parametrize("rungs", [(U80, S25), (U90, U80), (S25, S25)])
+def test_stages_go_before_channels_and_weights() -> None:
+    """A stage that cannot go leaves the other kinds their turn."""
+    ladder = Ladder((Rung("coarser", 1), Rung("coarser", 2), *FOUR), reference=0.9, retries=0)
+    assert climbed(ladder, [BAD, GOOD]) == [(Rung("coarser", 1), "stop"), (S25, "accepted")]
+
+
+@pytest.mark.parametrize("rungs", [(U80, S25), (U90, U80), (S25, S25), (S25, Rung("coarser", 1))])
 def test_rungs_must_rise(rungs: tuple[Rung, ...]) -> None:
     """Structured first, then rising, none twice."""
     with pytest.raises(RecipeError, match="rise"):
@@ -124,7 +130,7 @@ def test_rungs_must_rise(rungs: tuple[Rung, ...]) -> None:
 
 def test_settings_that_make_no_sense_are_refused() -> None:
     """An unknown kind, a target of 1, negative numbers, a reference that is not a number."""
-    for kind, target in (("magic", 0.5), ("structured", 1.0), ("unstructured", 0.0)):
+    for kind, target in (("magic", 0.5), ("structured", 1.0), ("unstructured", 0.0), ("coarser", 0), ("coarser", 1.5), ("magic", 1)):
         with pytest.raises(RecipeError, match="target between"):
             Rung(kind, target)
     with pytest.raises(RecipeError, match="at least 0"):

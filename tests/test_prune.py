@@ -15,6 +15,8 @@ from clseg.errors import RecipeError, TrainingError
 from clseg.manifest import FILE_NAME
 from clseg.network.checkpoint import build_decoder, load, read_header
 from clseg.network.decoder import Decoder
+from clseg.network.encoder import Encoder
+from clseg.network.spec import DecoderSpec, Level, Stage
 from clseg.pipeline import segment
 from clseg.recipe import LadderRecipe, PruneRecipe
 from clseg.training.base import Base
@@ -112,6 +114,30 @@ def test_a_full_climb(course: Course, dense: Decoder, judge: Callable[[Iterable[
     assert float(table(course.run)[-1]["tau"]) == pytest.approx(1 - ticket.alive / before.alive, abs=1e-6)
     flops = [int(row["flops"]) for row in table(course.run)]
     assert flops[0] > flops[1] == flops[-1]
+
+
+def test_a_stage_that_is_not_there_is_passed_over(course: Course, dense: Decoder, judge: Callable[[Iterable[float]], None]) -> None:
+    """A decoder keeps its last stage: with a single one there is nothing coarser."""
+    judge([0.9])
+    assert len(dense.spec.stages) == 1
+    assert climb("lungs", dense, None, rule(coarser=2, structured=(), unstructured=()), course) is dense
+
+
+def test_the_finest_stage_can_go(course: Course, judge: Callable[[Iterable[float]], None]) -> None:
+    """On an encoder of three levels a decoder of two stages becomes one of one, is trained and resumed as such."""
+    judge([0.9])
+    levels = course.base.checkpoint.spec.levels
+    spec = replace(course.base.checkpoint.spec, levels=(*levels, Level(4, (2, 2, 2), (3, 3, 3), 1)))
+    course.base = replace(course.base, checkpoint=replace(course.base.checkpoint, spec=spec))
+    course.encoder = Encoder(spec)
+    deep = Decoder(DecoderSpec((Stage(4, (4,), (3, 3, 3)), Stage(4, (4,), (3, 3, 3))), ("lung_left", "lung_right")), spec)
+    start_weights(deep, 1)
+    final = climb("lungs", deep, None, rule(coarser=1, structured=(), unstructured=()), course)
+    assert len(final.spec.stages) == 1
+    assert [row["kind"] for row in table(course.run)] == ["dense", "coarser", "recovered"]
+    course.resume = True
+    again = climb("lungs", deep, None, rule(coarser=1, structured=(), unstructured=()), course)
+    assert all(torch.equal(a, b) for a, b in zip(final.state_dict().values(), again.state_dict().values(), strict=True))
 
 
 def test_refused_rungs_leave_the_last_good_state(course: Course, dense: Decoder, judge: Callable[[Iterable[float]], None]) -> None:
@@ -312,5 +338,7 @@ def test_a_ladder_is_checked_before_anything_is_done(workplace: Path) -> None:
     for wrong in ("structured = [0.5, 0.4]", "unstructured = [1.0]"):
         with pytest.raises(RecipeError, match="must rise between 0 and 1"):
             prune_recipe(workplace, f"[ladder]\n{wrong}")
+    with pytest.raises(RecipeError, match="0 or more, given -1"):
+        prune_recipe(workplace, "[ladder]\ncoarser = -1")
     recipe = prune_recipe(workplace)
     assert replace(recipe, name="x").ladder == recipe.ladder

@@ -267,16 +267,35 @@ def test_nothing_is_measured_without_a_run() -> None:
 
 
 def test_channels_that_are_not_there_are_refused() -> None:
-    """Too many, doubled, unordered or no channels, and another number of stages or convolutions."""
+    """Too many, doubled, unordered or no channels, no stage or one too many, and another number of convolutions."""
     network = decoder()
     whole = Keep.all(SPEC, ENCODER)
     first = whole.stages[0]
     for wrong in (replace(first, up=(16,)), replace(first, up=()), replace(first, skip=(1, 1)), replace(first, convs=((1, 0), first.convs[1]))):
         with pytest.raises(WeightsError, match="Stage 0 has"):
             slim(network, ENCODER, Keep((wrong, whole.stages[1])))
-    for other in (Keep((first,)), Keep((replace(first, convs=first.convs[:1]), whole.stages[1]))):
+    for other in (Keep(()), Keep((*whole.stages, first)), Keep((replace(first, convs=first.convs[:1]), whole.stages[1]))):
         with pytest.raises(WeightsError, match="other stages"):
             slim(network, ENCODER, other)
+
+
+def test_without_its_finest_stage_a_decoder_gives_the_logits_of_the_one_below() -> None:
+    """The head of the coarser stage was there all along: its logits come out exactly, at half the size."""
+    network, seen = decoder(), features()
+    small = slim(network, ENCODER, Keep.all(SPEC, ENCODER).coarser())
+    assert [stage.up for stage in small.spec.stages] == [16]
+    with torch.no_grad():
+        assert torch.equal(small(seen), network.forward_deep(seen, 2)[1])
+    assert cost(small.spec, ENCODER, PATCH).flops < cost(SPEC, ENCODER, PATCH).flops
+
+
+def test_a_coarser_decoder_is_made_narrower_like_any_other() -> None:
+    """Widths are planned for the stages that are left."""
+    small = slim(decoder(), ENCODER, Keep.all(SPEC, ENCODER).coarser())
+    keep = plan_widths(small, ENCODER, 0.4, 8)
+    assert len(keep.stages) == 1
+    assert keep.channels < channels(small.spec, ENCODER)
+    assert slim(small, ENCODER, keep)(features()).shape == (1, 3, 8, 8, 8)
 
 
 def test_settings_that_make_no_sense_are_refused() -> None:

@@ -205,3 +205,19 @@ def test_asking_for_an_organ_brings_its_supporter_and_paints_the_organ_alone(tin
     whole = segment(scan, roi=["spleen", "liver"], model="tiny")
     assert asked == {"hard", "tiny-abdomen"}
     assert set(whole.names) == {"spleen", "liver"}
+
+
+def test_a_supporter_that_ends_at_a_coarser_level_is_upsampled() -> None:
+    """Its one stage supports both of the other's: as it is at its own level, trilinearly upsampled above."""
+    torch.manual_seed(2)
+    short = Decoder(DecoderSpec(STAGES[:1], EYES.labels), SPEC)
+    lens = decoder("lens", supporters=(EYES,))
+    seen = features()
+    with torch.no_grad():
+        helping = short.forward_deep(seen, 2)
+        assert [tuple(level.shape[2:]) for level in helping] == [(8, 8, 8)]
+        fine, coarse = lens.forward_deep(seen, 2, [helping])
+        doubled = nn.functional.interpolate(helping[0], scale_factor=2, mode="trilinear")
+        same = lens.forward_deep(seen, 2, [[doubled, helping[0]]])
+    assert torch.allclose(fine, same[0], atol=1e-5)
+    assert torch.equal(coarse, same[1])

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from clseg.training.run import Reports
 
 # glibc gives large buffers back to the system after every step and asks for them again: 12–27 % of the time.
-KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": "8000000000", "MALLOC_MMAP_THRESHOLD_": "8000000000"}
+KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": "100000000000", "MALLOC_MMAP_MAX_": "0", "MALLOC_TOP_PAD_": "268435456"}
 
 
 def keep_memory() -> None:

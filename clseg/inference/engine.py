@@ -11,6 +11,7 @@ import torch
 from clseg.errors import UsageError
 from clseg.inference.device import check_spelling
 from clseg.network.model import Model
+from clseg.network.upsample import upsampled
 
 Logits = tuple[str, torch.Tensor]
 
@@ -117,7 +118,5 @@ class Engine:
 
 
 def _at_full_resolution(logits: torch.Tensor, tiles: torch.Tensor) -> torch.Tensor:
-    """Logits at the resolution of the window, upsampled where the encoder has a strided stem."""
-    if logits.shape[2:] == tiles.shape[2:]:
-        return logits
-    return torch.nn.functional.interpolate(logits, size=tiles.shape[2:], mode="trilinear")
+    """Logits at the resolution of the window, upsampled where the decoder ends, or the encoder begins, at a coarser one."""
+    return upsampled(logits, tiles.shape[2:])

@@ -14,7 +14,7 @@ class PointConv(nn.Conv3d):
     """A 1×1×1 convolution as the matrix product that it is: (batch, inputs, x, y, z) → (batch, outputs, x, y, z).
 
     Weights, names and result are those of `nn.Conv3d`; on a CPU it is 5 to 50 times as
-    fast with the few channels of a decoder (`benchmarks/point_convolution.py`).
+    fast with the few channels of a decoder (`benchmarks/convolution.py`).
     """
 
     def __init__(self, inputs: int, outputs: int, bias: bool = True) -> None:
@@ -27,11 +27,29 @@ class PointConv(nn.Conv3d):
         return product.view(len(x), -1, *x.shape[2:])
 
 
+class Conv(nn.Conv3d):
+    """`nn.Conv3d`; without a gradient on a CPU it goes to oneDNN whatever the size of its input.
+
+    Left to itself torch takes single windows with few channels to a path that is up to ten
+    times as slow (`benchmarks/convolution.py`).
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not _straight_to_onednn(x):
+            return super().forward(x)
+        return torch.ops.aten.mkldnn_convolution(x, self.weight, self.bias, self.padding, self.stride, self.dilation, self.groups)
+
+
+def _straight_to_onednn(x: torch.Tensor) -> bool:
+    plain = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    return plain and not torch.is_grad_enabled() and torch.backends.mkldnn.is_available()
+
+
 def convolution(inputs: int, outputs: int, kernel: Triple, stride: Triple = POINT, bias: bool = True) -> nn.Conv3d:
     """A convolution that keeps the size, divided by `stride`."""
     if kernel == POINT and stride == POINT:
         return PointConv(inputs, outputs, bias)
-    return nn.Conv3d(inputs, outputs, kernel, stride, padding=tuple(k // 2 for k in kernel), bias=bias)
+    return Conv(inputs, outputs, kernel, stride, padding=tuple(k // 2 for k in kernel), bias=bias)
 
 
 class ConvNormAct(nn.Module):

@@ -30,7 +30,8 @@ def cost(spec: DecoderSpec, encoder: EncoderSpec, patch: Triple) -> Cost:
     total = Cost(0, 0)
     outputs, others = len(spec.labels) + 1, sum(len(supporter.labels) + 1 for supporter in spec.supporters)
     last = len(spec.stages) - 1
-    stages = zip(spec.stages, joins(spec, encoder), _voxels(encoder, patch)[-2::-1], strict=True)
+    voxels_of = _voxels(encoder, patch)[-2::-1][: len(spec.stages)]
+    stages = zip(spec.stages, joins(spec, encoder), voxels_of, strict=True)
     for index, (stage, join, voxels) in enumerate(stages):
         # each voxel above comes from one voxel below: stride³ weights a pair, one multiplication each
         total += Cost(prod(join.stride) * join.below * stage.up, 2 * join.below * stage.up * voxels)

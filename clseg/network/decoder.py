@@ -9,8 +9,9 @@ from torch import nn
 
 from clseg.errors import WeightsError
 from clseg.network.blocks import ConvNormAct, PointConv
-from clseg.network.spec import DecoderSpec, EncoderSpec, Stage, joins
+from clseg.network.spec import DecoderSpec, EncoderSpec, Stage, joins, reached
 from clseg.network.support import SupportHead
+from clseg.network.upsample import upsampled
 
 Supports = Sequence[Sequence[torch.Tensor]]  # per supporter its logits, finest first
 
@@ -19,7 +20,7 @@ class Decoder(nn.Module):
     """Expanding path of CL-Net: per stage a transposed convolution, concat(x, skip), convolutions, logits.
 
     `forward` maps the encoder's features to logits (batch, labels + 1, x, y, z) at
-    the resolution of the encoder's first level; channel 0 is background.
+    the resolution of the level where its last stage ends; channel 0 is background.
     `forward_deep` returns the logits of every stage, finest first, for deep
     supervision.
 
@@ -37,7 +38,7 @@ class Decoder(nn.Module):
             for join, stage in zip(wiring, spec.stages, strict=True)
         )
         self.skips = nn.ModuleList(
-            Channels(stage.skip, level.width) for stage, level in zip(spec.stages, encoder.levels[-2::-1], strict=True)
+            Channels(stage.skip, level.width) for stage, level in zip(spec.stages, reached(spec, encoder), strict=True)
         )
         self.convs = nn.ModuleList(
             _convolutions(stage.up + join.skip, stage, spec.last_activation)
@@ -71,8 +72,13 @@ class Decoder(nn.Module):
         logits = self.heads[stage](x)
         if not supports:
             return logits
-        level = len(self.ups) - 1 - stage
-        return self.support[stage](logits, [support[level] for support in supports])
+        return self.support[stage](logits, [_alike(support, logits) for support in supports])
+
+
+def _alike(support: Sequence[torch.Tensor], logits: torch.Tensor) -> torch.Tensor:
+    """A supporter's logits at the level of `logits`; those of a supporter that ends at a coarser level are upsampled."""
+    size = logits.shape[2:]
+    return upsampled(next((level for level in support if level.shape[2:] == size), support[0]), size)
 
 
 def _meeting(x: torch.Tensor, skip: torch.Tensor, mismatch: str) -> tuple[torch.Tensor, torch.Tensor]:

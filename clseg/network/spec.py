@@ -137,6 +137,9 @@ class Supporter:
 class DecoderSpec:
     """One decoder: `stages` from the bottleneck up, `labels` without background.
 
+    With fewer stages than the encoder has steps its logits are coarser than the window,
+    and are upsampled trilinearly: a finest stage costs as much as all others together.
+
     `last_activation` is False where the last convolution of every stage goes
     without LeakyReLU, as in CL-Net; a stage with a single convolution keeps it.
     `supporters` are the decoders whose logits feed its support heads, in this order;
@@ -178,14 +181,18 @@ class Join:
 
 def joins(spec: DecoderSpec, encoder: EncoderSpec) -> tuple[Join, ...]:
     """One Join per stage of `spec`; WeightsError when the decoder cannot stand on `encoder`."""
-    if len(spec.stages) != len(encoder.levels) - 1:
-        raise WeightsError(
-            f"A decoder for this encoder has {len(encoder.levels) - 1} stages, this spec has {len(spec.stages)}."
-        )
+    if not 1 <= len(spec.stages) < len(encoder.levels):
+        told = f"A decoder for this encoder has 1 to {len(encoder.levels) - 1} stages, this spec has {len(spec.stages)}."
+        raise WeightsError(told)
     below = [encoder.levels[-1].width, *(stage.convs[-1] for stage in spec.stages[:-1])]
     strides = [level.stride for level in encoder.levels[:0:-1]]
-    skips = [_skip_width(i, stage, level) for i, (stage, level) in enumerate(zip(spec.stages, encoder.levels[-2::-1], strict=True))]
+    skips = [_skip_width(i, stage, level) for i, (stage, level) in enumerate(zip(spec.stages, reached(spec, encoder), strict=True))]
     return tuple(map(Join, below, strides, skips))
+
+
+def reached(spec: DecoderSpec, encoder: EncoderSpec) -> tuple[Level, ...]:
+    """The encoder's levels whose features the stages of `spec` read, in their order: from the bottleneck's neighbour up."""
+    return encoder.levels[-2::-1][: len(spec.stages)]
 
 
 def _skip_width(index: int, stage: Stage, level: Level) -> int:

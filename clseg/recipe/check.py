@@ -39,8 +39,8 @@ def _stages(plan: Recipe) -> None:
     """Decoders as deep as the encoder, and none that needs another to be finished first."""
     stages = len(plan.encoder.widths) - 1
     for decoder in plan.decoder:
-        if len(decoder.widths) != stages:
-            raise RecipeError(f"Decoder '{decoder.name}' needs {stages} widths, kernels and convs, one per stage.")
+        if len(decoder.widths) > stages:
+            raise RecipeError(f"Decoder '{decoder.name}' has {len(decoder.widths)} stages, the encoder has levels for {stages} at most.")
         if decoder.supporters:
             raise RecipeError(
                 f"Decoder '{decoder.name}' names supporters, but `clseg train` trains all decoders at once.",
@@ -202,6 +202,8 @@ def _decoders(decoders: Sequence[DecoderRecipe]) -> None:
 
 
 def _ladder(ladder: LadderRecipe) -> None:
+    if ladder.coarser < 0:
+        raise RecipeError(f"ladder.coarser is how many stages may go, 0 or more, given {ladder.coarser}.")
     for name, rungs in (("structured", ladder.structured), ("unstructured", ladder.unstructured)):
         if list(rungs) != sorted(set(rungs)) or any(not 0 < rung < 1 for rung in rungs):
             raise RecipeError(f"ladder.{name} must rise between 0 and 1, given {list(rungs)}.")

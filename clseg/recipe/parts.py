@@ -44,7 +44,7 @@ class DecoderRecipe:
 
     name: str = knob("becomes a file name and a name in the manifest", example="my_organ")
     labels: tuple[str, ...] = knob("structures it paints", example=("my_organ",))
-    widths: tuple[int, ...] = knob("channels per stage, bottleneck first, one entry fewer than the encoder has levels", (64, 32, 16, 8))
+    widths: tuple[int, ...] = knob("channels per stage, bottleneck first; one entry fewer than the encoder has levels goes to full resolution, fewer still end at a coarser one: faster", (64, 32, 16, 8))
     kernels: tuple[int, ...] = knob("edge of the kernels per stage, voxels", (3, 3, 3, 1))
     convs: tuple[int, ...] = knob("convolutions per stage", (2, 2, 2, 1))
     open_ends: dict[str, str] = knob(
@@ -180,8 +180,9 @@ class ValidationRecipe:
 
 @dataclass(frozen=True)
 class LadderRecipe:
-    """Lottery-ticket pruning (clnet: 80 to 99.8 %), structured first; shares are of what the dense decoder has."""
+    """Lottery-ticket pruning (clnet: 80 to 99.8 %), whole stages and channels first; shares are of what the dense decoder has."""
 
+    coarser: int = knob("rungs before all others: how many of the finest stages may go, the coarser logits upsampled instead; each costs as much as all below it", 0)
     structured: tuple[float, ...] = knob("rungs: share of channels to remove; empty for none", (0.25, 0.5, 0.65, 0.75, 0.8, 0.85, 0.9))
     unstructured: tuple[float, ...] = knob("rungs: share of the remaining weights to remove; empty for none", (0.8, 0.84, 0.88, 0.9, 0.92, 0.94, 0.96, 0.98))
     multiple: tuple[int, ...] = knob("widths stay multiples of this, for all stages or one for each; 8 is what CPUs like, 4 does for kernels of 1", (8,))
@@ -191,6 +192,11 @@ class LadderRecipe:
     allowed_loss: float = knob("Dice that a rung may lose against the dense decoder", 0.02)
     retries: int = knob("further tries of a rung that lost more", 2)
     recovery: int = knob("steps with the final mask, moving average on", 400)
+
+    @property
+    def climbs(self) -> bool:
+        """Whether there is a rung at all."""
+        return bool(self.coarser or self.structured or self.unstructured)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ weights and ticket.  A try depends on nothing but these two and its number
 (`tries`, the seed of its patches).  So a run that is killed anywhere, and goes on
 from what was saved after the last report, ends as if it had never been killed.
 
-Ladder, stop rule and retries: arXiv 2503.12698; structured rungs are ours.
+Ladder, stop rule and retries: arXiv 2503.12698; coarser and structured rungs are ours.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from typing import Any
 
 from clseg.errors import RecipeError, TrainingError
 
-KINDS = ("structured", "unstructured")  # in the order in which they are climbed
+KINDS = ("coarser", "structured", "unstructured")  # in the order in which they are climbed
 
 _ROUNDING = 1e-9  # 0.90 − 0.88 is a little more than 0.02 in binary
 
@@ -45,14 +45,18 @@ class Verdict(str, Enum):
 
 @dataclass(frozen=True)
 class Rung:
-    """One step: `target` is the share of channels ("structured") or of the weights left in them ("unstructured") to be gone."""
+    """One step: `target` is how many of the finest stages ("coarser"), or which share of the channels ("structured") or
+    of the weights left in them ("unstructured"), are to be gone.
+    """
 
     kind: str
     target: float
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS or not 0 < self.target < 1:
-            raise RecipeError(f"A rung is structured or unstructured with a target between 0 and 1, given {self.kind} {self.target}.")
+        whole = self.kind == "coarser" and self.target >= 1 and self.target == int(self.target)
+        if not (whole or (self.kind in KINDS[1:] and 0 < self.target < 1)):
+            told = f"A rung is structured or unstructured with a target between 0 and 1, or coarser by whole stages, given {self.kind} {self.target}."
+            raise RecipeError(told)
 
 
 @dataclass(frozen=True)
@@ -70,8 +74,8 @@ class Ladder:
     """The climb as far as it has come; `to_dict` is all that is needed to go on.
 
     A rung is accepted when `reference` − Dice ≤ `allowed_loss`; it is tried once and
-    then `retries` times more.  When a structured rung is refused for good the
-    unstructured ones follow; when an unstructured one is, nothing does.
+    then `retries` times more.  When a rung is refused for good those of the
+    next kind follow; when an unstructured one is, nothing does.
     """
 
     rungs: tuple[Rung, ...]
@@ -86,7 +90,7 @@ class Ladder:
         self.rungs = tuple(self.rungs)
         places = [(KINDS.index(rung.kind), rung.target) for rung in self.rungs]
         if any(a >= b for a, b in pairwise(places)):
-            raise RecipeError("The rungs of a ladder rise, structured ones first, given " + ", ".join(f"{r.kind} {r.target}" for r in self.rungs) + ".")
+            raise RecipeError("The rungs of a ladder rise, coarser ones first, then structured ones, given " + ", ".join(f"{r.kind} {r.target}" for r in self.rungs) + ".")
         if not math.isfinite(self.reference):
             raise TrainingError(f"The reference Dice of a ladder is a number, given {self.reference}.")
         if not (self.allowed_loss >= 0 and self.retries >= 0):

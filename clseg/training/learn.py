@@ -104,7 +104,7 @@ def check_fit(recipe: LearnRecipe, base: Base) -> list[DecoderRecipe]:
 
 def _refuse_unjudged(recipe: LearnRecipe, held_out: Sequence[Example]) -> None:
     """TrainingError, before any training, when a ladder is to be climbed and no held-out case can judge a decoder."""
-    if not (recipe.ladder.structured or recipe.ladder.unstructured):
+    if not recipe.ladder.climbs:
         return
     for decoder in recipe.decoder:
         if not any(one.points.get(decoder.name) for one in held_out):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from clseg.network.upsample import upsampled
 from clseg.training.examples import IGNORE, OPEN
 
 SMOOTH = 1e-5
@@ -23,7 +24,7 @@ def deep_loss(
     total, weights = 0.0, 0.0
     for i, level in enumerate(logits):
         if i == 0 and level.shape[2:] != target.shape[1:]:
-            level = torch.nn.functional.interpolate(level, size=target.shape[1:], mode="trilinear")
+            level = upsampled(level, target.shape[1:])
         steps = [t // s for t, s in zip(target.shape[1:], level.shape[2:], strict=True)]
         small = target[:, steps[0] // 2 :: steps[0], steps[1] // 2 :: steps[1], steps[2] // 2 :: steps[2]]
         total = total + partial_loss(level, small, annotated, open_ended) / 2**i

@@ -1,4 +1,4 @@
-"""Prune: a decoder climbs the ladder: channels first, then single weights, then recovery with what is left.
+"""Prune: a decoder climbs the ladder: finest stages, then channels, then single weights, then recovery with what is left.
 
 The state of the climb is one file, `stages/prune/<decoder>.safetensors`: the last accepted
 decoder, with the ladder and the cuts that led to it in its card.  The trained weights to
@@ -44,7 +44,7 @@ def climb(name: str, dense: Decoder, helpers: Model | None, rule: LadderRecipe, 
 
     Where recovery itself lost more than a rung may, the decoder is what it was before.
     """
-    if not (rule.structured or rule.unstructured):
+    if not rule.climbs:
         return dense
     path = course.file("prune", name)
     state = _restored(path, dense, rule, course) or _begun(name, dense, helpers, rule, course)
@@ -83,7 +83,8 @@ def _report(name: str, dense: Decoder, final: Decoder, dice: float, state: Climb
 
 
 def _begun(name: str, dense: Decoder, helpers: Model | None, rule: LadderRecipe, course: Course) -> Climb:
-    rungs = [Rung("structured", p) for p in rule.structured] + [Rung("unstructured", p) for p in rule.unstructured]
+    rungs = [Rung("coarser", n) for n in range(1, rule.coarser + 1)]
+    rungs += [Rung("structured", p) for p in rule.structured] + [Rung("unstructured", p) for p in rule.unstructured]
     reference = course.mean({name: dense}, helpers)
     if reference == 0:
         told = f"Decoder '{name}' finds nothing in the held-out cases ('{course.plan.validation.split}'), so pruning cannot be judged."
@@ -95,7 +96,7 @@ def _try(
     rung: Rung, name: str, dense: Decoder, helpers: Model | None, rule: LadderRecipe, course: Course, state: Climb
 ) -> None:
     """One rung: cut or mask, rewind, train, measure, keep or restore."""
-    made = _cut(rung, dense, rule, course, state) if rung.kind == "structured" else _masked(rung, state)
+    made = _masked(rung, state) if rung.kind == "unstructured" else _cut(rung, dense, rule, course, state)
     if made is None:  # this rung would remove nothing
         state.ladder.skip()
         return
@@ -122,11 +123,15 @@ def _try(
 
 
 def _cut(rung: Rung, dense: Decoder, rule: LadderRecipe, course: Course, state: Climb) -> tuple[Decoder, Decoder, list[Keep]] | None:
-    """Whole channels away: the trained weights of the channels that stay."""
+    """The finest stage or whole channels away: the trained weights of what stays."""
     spec = course.base.spec
-    multiple = rule.multiple[0] if len(rule.multiple) == 1 else rule.multiple
-    keep = plan_widths(state.accepted, spec, rung.target, multiple, dense_channels=channels(dense.spec, spec), save=rule.save)
-    if keep.channels == channels(state.accepted.spec, spec):
+    keep = Keep.all(state.accepted.spec, spec)
+    if rung.kind == "coarser":
+        keep = keep.coarser()
+    else:
+        multiple = rule.multiple[: len(keep.stages)] if len(rule.multiple) > 1 else rule.multiple[0]
+        keep = plan_widths(state.accepted, spec, rung.target, multiple, dense_channels=channels(dense.spec, spec), save=rule.save)
+    if not keep.stages or keep.channels == channels(state.accepted.spec, spec):
         return None
     trained = slim(state.trained, spec, keep)
     return deepcopy(trained), trained, [*state.cuts, keep]

@@ -31,7 +31,7 @@ from torch import nn
 
 from clseg.errors import RecipeError, TrainingError, WeightsError
 from clseg.network.decoder import Decoder
-from clseg.network.spec import DecoderSpec, EncoderSpec, Join, Stage, joins
+from clseg.network.spec import DecoderSpec, EncoderSpec, Join, Stage, joins, reached
 
 Indices = tuple[int, ...]
 Place = tuple[int, int]  # stage, and where in it: UP, SKIP, or CONVS and on for the convolutions
@@ -57,7 +57,7 @@ class StageKeep:
 
 @dataclass(frozen=True)
 class Keep:
-    """Channels of a decoder that stay, stage by stage from the bottleneck up."""
+    """Channels of a decoder that stay, stage by stage from the bottleneck up; stages that are not named go, the finest first."""
 
     stages: tuple[StageKeep, ...]
 
@@ -70,6 +70,10 @@ class Keep:
                 for stage, join in zip(spec.stages, joins(spec, encoder), strict=True)
             )
         )
+
+    def coarser(self) -> Keep:
+        """The same without the finest stage."""
+        return Keep(self.stages[:-1])
 
     @property
     def channels(self) -> int:
@@ -94,7 +98,7 @@ def slim(decoder: Decoder, encoder: EncoderSpec, keep: Keep) -> Decoder:
     _refuse_other(keep, Keep.all(decoder.spec, encoder))
     stages = tuple(
         replace(stage, up=len(kept.up), convs=tuple(map(len, kept.convs)), skip=_skip(stage, kept.skip, level.width))
-        for stage, kept, level in zip(decoder.spec.stages, keep.stages, encoder.levels[-2::-1], strict=True)
+        for stage, kept, level in zip(decoder.spec.stages, keep.stages, reached(decoder.spec, encoder), strict=False)
     )
     tensors = slice_tensors(decoder.state_dict(), keep)
     with torch.random.fork_rng(devices=[]):  # building draws weights that are overwritten at once
@@ -109,7 +113,8 @@ def slim(decoder: Decoder, encoder: EncoderSpec, keep: Keep) -> Decoder:
 
 def slice_tensors(tensors: Mapping[str, torch.Tensor], keep: Keep) -> dict[str, torch.Tensor]:
     """The weights of a decoder, by name, without the channels that go: what `slim` does, for averages and saved weights."""
-    sliced = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+    stays = {str(stage) for stage in range(len(keep.stages))}  # every name is `part.stage.…`
+    sliced = {name: tensor.detach().clone() for name, tensor in tensors.items() if name.split(".")[1] in stays}
     below: Indices | None = None  # the bottleneck stays whole
     for i, kept in enumerate(keep.stages):
         up = f"ups.{i}.weight"  # (inputs, outputs, x, y, z)
@@ -140,9 +145,9 @@ def _skip(stage: Stage, kept: Indices, width: int) -> Indices | None:
 
 
 def _refuse_other(keep: Keep, whole: Keep) -> None:
-    if [len(s.places) for s in keep.stages] != [len(s.places) for s in whole.stages]:
+    if not keep.stages or [len(s.places) for s in keep.stages] != [len(s.places) for s in whole.stages[: len(keep.stages)]]:
         raise WeightsError("The channels to keep are those of a decoder with other stages or convolutions.")
-    for i, (kept, there) in enumerate(zip(keep.stages, whole.stages, strict=True)):
+    for i, (kept, there) in enumerate(zip(keep.stages, whole.stages, strict=False)):
         for part, (mine, all_) in enumerate(zip(kept.places, there.places, strict=True)):
             if list(mine) != sorted(set(mine) & set(all_)) or not (mine or part == SKIP):
                 name = ("up", "skip")[part] if part < CONVS else f"convolution {part - CONVS}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -45,7 +45,8 @@ def answers_of(engines: Sequence[Engine], scan: Volume, scores: Sequence[float] 
             plan = _spec(Source(engine, name)).plan
             found.setdefault(plan.ensemble or name, []).append(Source(engine, name))
     body = Body(scan, scores)
-    answers = [_answer(name, tuple(sources), body) for name, sources in found.items()]
+    views: dict[Plan, View | None] = {}
+    answers = [_answer(name, tuple(sources), body, views) for name, sources in found.items()]
     return [answer for answer in answers if answer is not None]
 
 
@@ -90,13 +91,17 @@ def compose(
     return {depth: layer.labels for depth, layer in canvas.layers.items()}
 
 
-def _answer(name: str, sources: tuple[Source, ...], body: Body) -> Answer | None:
+def _answer(name: str, sources: tuple[Source, ...], body: Body, views: dict[Plan, View | None]) -> Answer | None:
+    """The answer of these decoders; `views` keeps what was found out about the scan for others."""
     specs = [_spec(source) for source in sources]
     if any((spec.plan, spec.labels) != (specs[0].plan, specs[0].labels) for spec in specs):
         raise WeightsError(f"The decoders of the ensemble '{name}' have different plans or labels, so that they cannot be averaged.")
     plan = specs[0].plan
     assert plan is not None  # only decoders with a plan are asked here
-    view = look(body.scan, plan, body)
+    key = replace(plan.sight, room=plan.room, score_range=plan.score_range)
+    if key not in views:
+        views[key] = look(body.scan, plan, body)
+    view = views[key]
     return view and Answer(name, view, plan, sources, specs[0].labels)
 
 

@@ -112,7 +112,9 @@ def encoder_of(tensors: Tensors, plans: Plans, strides: Sequence[Triple], *, car
     return Checkpoint("encoder", spec, named, card=dict(card))
 
 
-def decoder_of(tensors: Tensors, head: Head, task: Task, *, activation: str, card: Mapping[str, Any]) -> Checkpoint:
+def decoder_of(
+    tensors: Tensors, head: Head, task: Task, *, encoder: EncoderSpec, activation: str, card: Mapping[str, Any]
+) -> Checkpoint:
     """A head's checkpoint as it is without supporters; `tensors` without the prefix of the head."""
     tensors = folded(tensors)
     convs, rest = blocks(tensors, "conv_blocks_localization.")
@@ -122,6 +124,8 @@ def decoder_of(tensors: Tensors, head: Head, task: Task, *, activation: str, car
         if role not in ("tu", "seg_outputs"):
             raise WeightsError(f"Head '{head.name}' holds '{name}', which no decoder of CL-Net's release has.")
         named[f"{'ups' if role == 'tu' else 'heads'}.{place}"] = tensor
+    if len(convs) != len(encoder.levels) - 1:
+        raise WeightsError(f"Head '{head.name}' has {len(convs)} stages, its encoder has {len(encoder.levels)} levels.")
     last = named.get(f"heads.{len(convs) - 1}.weight")
     if last is None or last.shape[0] != len(head.labels) + 1:
         given = "no output" if last is None else f"{last.shape[0]} outputs"
@@ -216,7 +220,7 @@ def _read_task(
         facts = {"head": head.name, "moving_average": average, "activation": activation}
         if head.name in rates:
             facts["pruning_rate"] = rates[head.name] if isinstance(rates[head.name], (int, float)) else list(map(float, rates[head.name]))
-        part = decoder_of(tensors, head, task, activation=activation, card=_card(task) | facts)
+        part = decoder_of(tensors, head, task, encoder=encoder.spec, activation=activation, card=_card(task) | facts)
         parts.append((head, part, _support(head, state, activation, warn) if head.supporters else None))
     return parts
 

@@ -49,8 +49,8 @@ def refuse_taken(model: str, *, home: Path | None = None) -> None:
     except WeightsError as error:
         raise UsageError(f"A model cannot be called '{model}': {error.message}") from error
     listing = manifest(home=home)
-    if any(one.name == model for one in listing.models) or any(one.name.startswith(f"{model}-") for one in listing.assets):
-        raise UsageError(f"There is a model '{model}' already, or weights of that name.", tip="Give the import another --name.")
+    if any(one.name == model for one in listing.models):
+        raise UsageError(f"There is a model '{model}' already.", tip="Give the import another --name.")
 
 
 def _asset(model: str, part: Part, licence: str, folder: Path) -> Asset:

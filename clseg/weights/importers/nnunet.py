@@ -189,6 +189,8 @@ def _refuse_unsupported(training: Training) -> None:
     settings, dataset = training.settings, training.dataset
     if len(settings.get("patch_size", ())) != 3:
         raise WeightsError(f"The configuration '{training.configuration}' is 2-D, clseg imports 3d_fullres and 3d_lowres.")
+    if settings.get("preprocessor_name", "DefaultPreprocessor") != "DefaultPreprocessor":
+        raise WeightsError(f"The model prepares scans with {settings['preprocessor_name']}, clseg knows DefaultPreprocessor.")
     if settings.get("previous_stage") or settings.get("previous_stage_name"):
         told = f"The configuration '{training.configuration}' is the second stage of a cascade, which is not supported."
         raise WeightsError(told, tip="Import 3d_lowres or 3d_fullres.")
@@ -224,6 +226,10 @@ def _resampling(settings: Mapping[str, Any], key: str, order: int) -> Resampling
     if function != "resample_data_or_seg_to_shape":
         raise WeightsError(f"The model resamples with {function}, clseg knows resample_data_or_seg_to_shape.")
     rule = settings.get(f"{key}_kwargs") or {}
+    if unknown := sorted(set(rule) - {"is_seg", "order", "order_z", "force_separate_z"}):
+        raise WeightsError(f"The model resamples with {unknown[0]} = {rule[unknown[0]]}, which clseg does not know.")
+    if order == 1 and (rule.get("order", 1), rule.get("order_z", 0)) not in ((1, 0), (1, 1), (0, 0)):
+        raise WeightsError(f"The model's scores go back by splines of order {rule.get('order')}, clseg knows linear and nearest.")
     force = rule.get("force_separate_z")
     separate = "auto" if force is None else "always" if force else "never"
     return Resampling(int(rule.get("order", order)), int(rule.get("order_z", 0)), separate)
