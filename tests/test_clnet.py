@@ -108,6 +108,7 @@ def test_variants_of_the_file_give_the_same_head(shared: Path, variant: str) -> 
 # ---- tensor by tensor -------------------------------------------------------------------------------------------------
 
 
+@torch.inference_mode()
 def test_a_release_of_known_networks_comes_back_as_they_were(tmp_path: Path) -> None:
     """Encoder, heads and support: every tensor equal, logits bit for bit those of the networks that were written."""
     release = Release()
@@ -303,6 +304,7 @@ def test_two_decimals_decide_whether_an_average_was_updated(value: float, expect
 # ---- supporters -------------------------------------------------------------------------------------------------------
 
 
+@torch.inference_mode()
 def test_a_supporter_that_is_supported_helps_with_what_it_says_alone(tmp_path: Path) -> None:
     """Lens ← Eyes ← Ribs-like Third: the third head sees the lens before the eyes helped it, which is kept as `Lens-alone`."""
     release = Release()
@@ -419,7 +421,11 @@ def test_tensors_that_nobody_knows_are_refused_by_name(tmp_path: Path, name: str
 
 
 def test_heads_that_do_not_fit_are_refused(tmp_path: Path) -> None:
-    """More outputs than labels, a missing layer, a misshapen one, no head at all, no weights at all."""
+    """More outputs than labels, a missing layer, a missing stage, no head at all, no weights at all."""
+    release = Release()
+    release.states["MiniA"] = {name: t for name, t in release.states["MiniA"].items() if not name.startswith("decoder_dict.Trunk.conv_blocks_localization.1.")}
+    with pytest.raises(WeightsError, match="'Trunk' has 1 stages, its encoder has 3 levels"):
+        taken(release, tmp_path / "stages")
     release = Release()
     release.config["MiniA"]["decoders"]["Trunk"] = 2
     with pytest.raises(WeightsError, match="'Trunk' has 3 outputs, the configuration lists 1 labels"):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from clseg.cli.console import Terminal, exit_codes
+from clseg.cli.import_clnet import clnet
 from clseg.errors import UsageError
 
 if TYPE_CHECKING:
@@ -89,6 +90,9 @@ def totalsegmentator(
             for suffix, trainings in models_of(found).items():
                 text = f"TotalSegmentator {', '.join(map(number_of, trainings))}"
                 _install(f"{name}-{suffix}" if suffix else name, read_trainings(trainings), text, licence, terminal)
+
+
+app.command()(clnet)
 
 
 def _only(trainings: Sequence[Training]) -> Training:

@@ -9,8 +9,10 @@ sizes differ, that of January has it and resizes.
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatch
 from functools import cache
 from importlib.resources import files
 from math import prod
@@ -22,9 +24,10 @@ from clseg.io.files import sha256_of
 from clseg.network.checkpoint import Checkpoint, build_decoder, build_encoder, fingerprint, supporter
 from clseg.network.plan import Plan, Resampling, Scheme
 from clseg.network.spec import DecoderSpec, EncoderSpec, Grid, Intensity, Level, Stage
-from clseg.weights.importers.clnet_release import Head, Plans, Release, Task, Triple, find_release
+from clseg.weights.importers.clnet_release import CONFIGS, Head, Plans, Release, Task, Triple, find_release
 from clseg.weights.importers.clnet_tensors import below, blocks, folded, is_trained, sparsity, state_of, support_tensors
 from clseg.weights.importers.folder import structure_name
+from clseg.weights.importers.install import Part
 from clseg.weights.importers.pickles import load_torch
 
 if TYPE_CHECKING:
@@ -89,6 +92,26 @@ def read_clnet(
         build_decoder(part, encoder.spec)  # all shapes and names fit, or it says what does not
     helping = {name: part for name, part in whole.items() if name not in asked}
     return Imported(encoder, {name: part for name, part in whole.items() if name in asked}, alone | helping)
+
+
+def parts_of(imported: Imported) -> list[Part]:
+    """The weights files to be: the encoder and a part per head, called as the authors call it."""
+    parts = [Part("encoder", imported.encoder)]
+    for decoders, answers in ((imported.alone, False), (imported.decoders, True)):
+        for name, checkpoint in decoders.items():
+            helpers = tuple(part_name(one.name) for one in checkpoint.spec.supporters)
+            parts.append(Part(part_name(name), checkpoint, ("encoder", *helpers), answers))
+    return parts
+
+
+def part_name(head: str) -> str:
+    """A head's name as that of a file."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", head).strip("-.") or "head"
+
+
+def is_needed(name: str) -> bool:
+    """Whether a file of this name can matter to an import."""
+    return name in ("plans.json", "plans.pkl", "bpr_scores.json") or fnmatch(name, CONFIGS) or name.endswith((".model", ".model.pkl"))
 
 
 def encoder_of(tensors: Tensors, plans: Plans, strides: Sequence[Triple], *, card: Mapping[str, Any]) -> Checkpoint:
