@@ -149,11 +149,22 @@ def _planned(
 
     with stopwatch.lap("planned"):
         engines = [Engine(model, device, notify=report.warn) for model in parts.planned]
-        answers = answers_of(engines, scan)
+        answers = answers_of(engines, scan, _slice_scores(scan, parts))
         with report.stage("Segmenting", windows_of(answers, step)) as advance:
             found = list(segment_planned(scan, answers, step=step, advance=advance))
         layers = compose(scan, found, wanted, catalogue)
     return layers, {label for answer in answers for label in answer.labels}
+
+
+def _slice_scores(scan: Volume, parts: Parts) -> np.ndarray | None:
+    """How high in the body every slice lies, 0 pelvis … 100 eyes, where the model can say it and some decoder wants to know."""
+    from clseg.inference.bodypart import score_scan
+    from clseg.inference.planned.body import their_scores
+
+    plans = [model.decoders[name].spec.plan for model in parts.planned for name in model.slices]
+    if parts.scorer is None or all(plan is None or plan.score_range is None for plan in plans):
+        return None
+    return their_scores(score_scan(scan, parts.scorer).values)
 
 
 def _house(

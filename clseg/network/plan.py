@@ -83,6 +83,7 @@ class Plan:
     export           scores go back and the largest wins ("linear"), or the label map goes back ("nearest")
     mirror_axes      every combination of flips along these axes is averaged; () does not mirror
     ensemble         decoders with the same name here, not "", are averaged: the folds of one training
+    room             CL-Net: the body's box has at least so many voxels of the scan and a quarter of them around it; None: the window
     score_range      CL-Net: body-part scores (0 pelvis … 100 eyes) between which the decoder is asked; None: everywhere
     """
 
@@ -101,6 +102,7 @@ class Plan:
     export: str = "linear"
     mirror_axes: tuple[int, ...] = ()
     ensemble: str = ""
+    room: tuple[int, int, int] | None = None
     score_range: tuple[float | None, float | None] | None = None
 
     def __post_init__(self) -> None:
@@ -110,6 +112,8 @@ class Plan:
         _one_of("A plan's export", self.export, EXPORTS)
         if self.orientation and sorted("LRPAIS".find(letter) // 2 for letter in self.orientation) != [0, 1, 2]:
             raise WeightsError(f"A plan's orientation is three letters such as RAS, or none, given '{self.orientation}'.")
+        if self.crop == "body" and self.orientation != "LPS":
+            raise WeightsError(f"A plan that looks where the body is turns the scan to LPS, given '{self.orientation}'.")
         if sorted(self.transpose) != [0, 1, 2]:
             raise WeightsError(f"A plan's transpose names the axes 0, 1, 2 once each, given {self.transpose}.")
         if len(self.spacing_mm) != 3 or min(self.spacing_mm) <= 0 or len(self.patch) != 3 or min(self.patch) < 1:
@@ -120,7 +124,7 @@ class Plan:
     @property
     def sight(self) -> Plan:
         """This plan without what concerns single decoders: decoders of one encoder with equal sight share its windows."""
-        return replace(self, answer=Resampling(order=1), export="linear", ensemble="", score_range=None)
+        return replace(self, answer=Resampling(order=1), export="linear", ensemble="", room=None, score_range=None)
 
 
 def plan_from_dict(data: Any) -> Plan:

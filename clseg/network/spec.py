@@ -17,6 +17,7 @@ from clseg.network.plan import SCHEMES, Plan, plan_from_dict
 Triple = tuple[int, int, int]
 
 BLOCKS = ("plain", "residual")
+MISMATCHES = ("", "crop", "resize")
 _LATER = {"later": True}  # fields that older files lack; left out where they have their default, so that fingerprints stay
 
 
@@ -141,9 +142,13 @@ class DecoderSpec:
 
     `last_activation` is False where the last convolution of every stage goes
     without LeakyReLU, as in CL-Net; a stage with a single convolution keeps it.
-    `supporters` are the decoders whose logits feed its support heads, in this order.
-    `bias` is whether transposed convolutions and heads have one; `plan` is what the
-    program that trained the decoder does around it (None: it is one of ours).
+    `supporters` are the decoders whose logits feed its support heads, in this order;
+    `support_bias` is whether the last convolution of those heads has a bias, `bias`
+    whether transposed convolutions and heads have one.  `mismatch` says what happens
+    where a window is not divisible by the strides and a stage meets a skip of another
+    size: "crop" both around their centres to what they share, "resize" what comes from
+    below to the skip; "" is an error.  `plan` is what the program that trained the
+    decoder does around it (None: it is one of ours).
     """
 
     stages: tuple[Stage, ...]
@@ -152,8 +157,12 @@ class DecoderSpec:
     supporters: tuple[Supporter, ...] = field(default=(), metadata=_LATER)
     bias: bool = field(default=False, metadata=_LATER)
     plan: Plan | None = field(default=None, metadata=_LATER)
+    mismatch: str = field(default="", metadata=_LATER)
+    support_bias: bool = field(default=False, metadata=_LATER)
 
     def __post_init__(self) -> None:
+        if self.mismatch not in MISMATCHES:
+            raise WeightsError(f"A decoder's mismatch is one of {', '.join(map(repr, MISMATCHES))}, given {self.mismatch!r}.")
         if not self.labels or len(set(self.labels)) != len(self.labels):
             raise WeightsError(f"A decoder needs labels, each once, given {self.labels}.")
         names = [supporter.name for supporter in self.supporters]

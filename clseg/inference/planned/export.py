@@ -149,5 +149,5 @@ def _rounded(n_in: int, n_out: int) -> _Axis:
 
 def _picked(n_in: int, n_out: int) -> _Axis:
     """floor(i · n_in / n_out), as torch's nearest neighbour does."""
-    near = np.minimum(np.floor(np.arange(n_out) * np.float32(n_in / n_out)).astype(np.int64), n_in - 1)
+    near = np.minimum(np.floor(np.arange(n_out, dtype=np.float32) * np.float32(n_in / n_out)).astype(np.int64), n_in - 1)
     return near, near, np.zeros(n_out, np.float32)

@@ -7,13 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from clseg.inference.planned.body import Body, Bounds
 from clseg.inference.planned.resample import new_shape, resample
 from clseg.network.plan import Plan, Scheme
 from clseg.spatial.orient import to_orientation, undo_orientation
 from clseg.volume import Shape, Spacing, Volume
-
-Bounds = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
-"""per axis the first voxel and one past the last"""
 
 
 @dataclass(frozen=True)
@@ -58,11 +56,19 @@ def scan_axes(array: np.ndarray, like: Volume, plan: Plan) -> np.ndarray:
     return undo_orientation(oriented, like, plan.orientation) if plan.orientation else oriented
 
 
-def look(scan: Volume, plan: Plan) -> View:
-    """Where the network looks in the scan; plans with equal `sight` have equal views."""
+def look(scan: Volume, plan: Plan, body: Body | None = None) -> View | None:
+    """Where the network looks in the scan, None where the decoder's organs cannot be in it.
+
+    `body` is that of the scan where several plans ask for it.  Plans with equal `sight`
+    that look at the same box have equal views.
+    """
     array, spacing = network_axes(scan, plan)
-    bounds = nonzero_bounds(array) if plan.crop == "nonzero" else whole(array.shape)
-    return View(plan.sight, array.shape, spacing, bounds)  # type: ignore[arg-type]
+    bounds: Bounds | None = whole(array.shape)  # type: ignore[arg-type]
+    if plan.crop == "nonzero":
+        bounds = nonzero_bounds(array)
+    elif plan.crop == "body":
+        bounds = (body or Body(scan)).bounds(plan)
+    return bounds and View(plan.sight, array.shape, spacing, bounds)  # type: ignore[arg-type]
 
 
 def whole(shape: Shape) -> Bounds:

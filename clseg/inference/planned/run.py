@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from clseg.catalogue import Anatomy, Catalogue
 from clseg.errors import WeightsError
 from clseg.inference.engine import Engine
 from clseg.inference.merge import Canvas, Claim
+from clseg.inference.planned.body import Body
 from clseg.inference.planned.export import Export, LabelMap
 from clseg.inference.planned.predict import Source, predict, window_count
 from clseg.inference.planned.prepare import View, look, prepare
@@ -30,8 +31,11 @@ class Answer:
     labels: tuple[str, ...]
 
 
-def answers_of(engines: Sequence[Engine], scan: Volume) -> list[Answer]:
+def answers_of(engines: Sequence[Engine], scan: Volume, scores: Sequence[float] | None = None) -> list[Answer]:
     """What the answering decoders of these engines say together: folds of one training are one answer.
+
+    `scores` says how high in the body every slice lies, from the feet up, 0 pelvis … 100
+    eyes; decoders whose organs cannot be in the scan have no answer.
 
     WeightsError when decoders of one ensemble have different plans or labels.
     """
@@ -40,8 +44,10 @@ def answers_of(engines: Sequence[Engine], scan: Volume) -> list[Answer]:
         for name in engine.model.slices:
             plan = _spec(Source(engine, name)).plan
             found.setdefault(plan.ensemble or name, []).append(Source(engine, name))
-    views: dict[Plan, View] = {}
-    return [_answer(name, tuple(sources), scan, views) for name, sources in found.items()]
+    body = Body(scan, scores)
+    views: dict[Plan, View | None] = {}
+    answers = [_answer(name, tuple(sources), body, views) for name, sources in found.items()]
+    return [answer for answer in answers if answer is not None]
 
 
 def grouped(answers: Sequence[Answer]) -> list[list[Answer]]:
@@ -85,16 +91,18 @@ def compose(
     return {depth: layer.labels for depth, layer in canvas.layers.items()}
 
 
-def _answer(name: str, sources: tuple[Source, ...], scan: Volume, views: dict[Plan, View]) -> Answer:
+def _answer(name: str, sources: tuple[Source, ...], body: Body, views: dict[Plan, View | None]) -> Answer | None:
     """The answer of these decoders; `views` keeps what was found out about the scan for others."""
     specs = [_spec(source) for source in sources]
     if any((spec.plan, spec.labels) != (specs[0].plan, specs[0].labels) for spec in specs):
         raise WeightsError(f"The decoders of the ensemble '{name}' have different plans or labels, so that they cannot be averaged.")
     plan = specs[0].plan
     assert plan is not None  # only decoders with a plan are asked here
-    if plan.sight not in views:
-        views[plan.sight] = look(scan, plan)
-    return Answer(name, views[plan.sight], plan, sources, specs[0].labels)
+    key = replace(plan.sight, room=plan.room, score_range=plan.score_range)
+    if key not in views:
+        views[key] = look(body.scan, plan, body)
+    view = views[key]
+    return view and Answer(name, view, plan, sources, specs[0].labels)
 
 
 def _spec(source: Source) -> DecoderSpec:
