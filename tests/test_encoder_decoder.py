@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from clseg.errors import WeightsError
-from clseg.network.blocks import ConvNormAct, convolution
+from clseg.network.blocks import ConvNormAct, ResidualBlock, convolution
 from clseg.network.decoder import Decoder
 from clseg.network.encoder import Encoder
 from clseg.network.spec import DecoderSpec, EncoderSpec, Grid, Intensity, Level, Stage
@@ -137,3 +137,46 @@ def test_a_convolution_gives_the_same_with_and_without_a_gradient(kernel, stride
     assert torch.allclose(layer(x), expected, atol=1e-5)
     with torch.inference_mode():
         assert torch.allclose(layer(x), expected, atol=1e-5)
+
+
+def residual(*strides: tuple[int, int, int]) -> EncoderSpec:
+    levels = tuple(Level(8 + 4 * i, stride, THREE, 1 + i % 2) for i, stride in enumerate(strides))
+    return EncoderSpec(levels, Grid("RAS", (3.0, 3.0, 3.0), (16, 16, 16)), Intensity(-1000, 1000, 0, 500), block="residual")
+
+
+def test_a_residual_encoder_has_a_stem_and_blocks() -> None:
+    """Shapes as those of a plain one; a projection stands only where the width changes, which is in the first block of a level."""
+    encoder = Encoder(residual(ONE, (2, 2, 1), TWO))
+    shapes = [tuple(f.shape) for f in encoder(torch.zeros(1, 1, 16, 8, 12))]
+    assert shapes == [(1, 8, 16, 8, 12), (1, 12, 8, 4, 12), (1, 16, 4, 2, 6)]
+    blocks = [m for m in encoder.modules() if isinstance(m, ResidualBlock)]
+    assert [isinstance(block.skip, ConvNormAct) for block in blocks] == [False, True, False, True]
+    assert [isinstance(block.pool, nn.AvgPool3d) for block in blocks] == [False, True, False, True]
+    assert encoder.stem.conv.weight.shape == (8, 1, 3, 3, 3)
+
+
+def test_a_residual_block_with_silent_convolutions_is_its_shortcut() -> None:
+    """Scale and shift 0 in the second norm: what remains is LeakyReLU of the mean over the stride."""
+    block = ResidualBlock(1, 1, THREE, (2, 1, 1))
+    nn.init.zeros_(block.second.norm.weight)
+    x = torch.tensor([3.0, 1.0, -3.0, -1.0]).view(1, 1, 4, 1, 1).expand(1, 1, 4, 2, 2)
+    assert torch.allclose(block(x)[0, 0, :, 0, 0], torch.tensor([2.0, -0.02]))
+
+
+def test_another_kind_of_block_or_intensity_is_refused() -> None:
+    """The sentence names those that are known."""
+    spec = residual(ONE, TWO)
+    with pytest.raises(WeightsError, match="plain or residual blocks, given 'dense'"):
+        EncoderSpec(spec.levels, spec.grid, spec.intensity, block="dense")
+    with pytest.raises(WeightsError, match="ct, zscore, rescale, none, given 'histogram'"):
+        EncoderSpec(spec.levels, spec.grid, spec.intensity, scheme="histogram")
+
+
+def test_a_decoder_may_have_biases() -> None:
+    """Transposed convolutions and heads; with all weights 0 the logits are the head's bias."""
+    spec = encoder_spec(ONE, TWO)
+    decoder = Decoder(DecoderSpec((Stage(3, (5,), THREE),), ("liver",), bias=True), spec)
+    for name, parameter in decoder.named_parameters():
+        nn.init.constant_(parameter, 7.0 if name == "heads.0.bias" else 0.0)
+    assert decoder.ups[0].bias.shape == (3,)
+    assert (decoder([torch.zeros(1, 8, 4, 4, 4), torch.zeros(1, 12, 2, 2, 2)]) == 7).all()
