@@ -8,7 +8,7 @@ from torch import nn
 
 from clseg.errors import WeightsError
 from clseg.network.blocks import ConvNormAct, ResidualBlock, convolution
-from clseg.network.decoder import Decoder
+from clseg.network.decoder import Decoder, _meeting
 from clseg.network.encoder import Encoder
 from clseg.network.spec import DecoderSpec, EncoderSpec, Grid, Intensity, Level, Stage
 
@@ -180,3 +180,33 @@ def test_a_decoder_may_have_biases() -> None:
         nn.init.constant_(parameter, 7.0 if name == "heads.0.bias" else 0.0)
     assert decoder.ups[0].bias.shape == (3,)
     assert (decoder([torch.zeros(1, 8, 4, 4, 4), torch.zeros(1, 12, 2, 2, 2)]) == 7).all()
+
+
+def test_where_sizes_differ_both_are_cropped_around_their_middles() -> None:
+    """Of 6 and 3 voxels the middle 3 remain, from voxel 1; of 4 and 7 the middle 4 of the 7, from voxel 1; equal ones are left alone."""
+    x, skip = torch.arange(6.0).view(1, 1, 6, 1, 1), torch.arange(3.0).view(1, 1, 3, 1, 1)
+    cropped, kept = _meeting(x, skip, "crop")
+    assert (cropped.flatten().tolist(), kept is not skip, kept.flatten().tolist()) == ([1.0, 2.0, 3.0], True, [0.0, 1.0, 2.0])
+    _, cropped = _meeting(torch.zeros(1, 1, 4, 1, 1), torch.arange(7.0).view(1, 1, 7, 1, 1), "crop")
+    assert cropped.flatten().tolist() == [1.0, 2.0, 3.0, 4.0]
+    assert _meeting(x, x, "crop")[0] is x
+
+
+def test_where_sizes_differ_the_one_from_below_is_resized() -> None:
+    """Corners stay corners: 0 … 6 on 4 voxels become 0, 3, 6 on 3."""
+    x = torch.tensor([0.0, 2.0, 4.0, 6.0]).view(1, 1, 4, 1, 1)
+    resized, skip = _meeting(x, torch.zeros(1, 2, 3, 1, 1), "resize")
+    assert (resized.flatten().tolist(), skip.shape[1]) == ([0.0, 3.0, 6.0], 2)
+
+
+def test_windows_that_strides_do_not_divide() -> None:
+    """13 voxels under strides of 4 come out as 13 with either rule, and are an error without one."""
+    spec = encoder_spec(ONE, TWO, TWO)
+    maps = Encoder(spec)(torch.randn(1, 1, 13, 8, 6))
+    stages = (Stage(8, (8,), THREE), Stage(8, (8,), THREE))
+    for rule in ("crop", "resize"):
+        assert Decoder(DecoderSpec(stages, ("liver",), mismatch=rule), spec)(maps).shape == (1, 2, 13, 8, 6)
+    with pytest.raises(RuntimeError):
+        Decoder(DecoderSpec(stages, ("liver",)), spec)(maps)
+    with pytest.raises(WeightsError, match="mismatch is one of '', 'crop', 'resize', given 'stretch'"):
+        DecoderSpec(stages, ("liver",), mismatch="stretch")

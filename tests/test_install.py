@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from clseg.errors import OutputError, UsageError
+from clseg.errors import OutputError, UsageError, WeightsError
 from clseg.io.files import sha256_of
 from clseg.manifest import FILE_NAME, Manifest
 from clseg.network.checkpoint import load
 from clseg.weights.cache import fetch, manifest
-from clseg.weights.importers.install import Part, install, refuse_taken
+from clseg.weights.importers.install import Part, install, refuse_taken, regressors_of
 from tests.conftest import tiny_checkpoints
 
 LABELS = {"lungs": ("lung_left", "lung_right"), "trunk": ("body",)}
@@ -85,3 +86,29 @@ def test_a_failure_lists_nothing(own_home: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("CLSEG_HOME", str(own_home))
     install("mine", parts(), description="")
     assert "mine" in [one.name for one in Manifest.read(own_home / FILE_NAME).models]
+
+
+def test_a_part_that_does_not_answer_is_there_for_those_that_require_it() -> None:
+    """The trunk supports the lungs: it is loaded for them, and nobody can ask for its structure."""
+    encoder, lungs, trunk = parts()
+    install("mine", [encoder, replace(lungs, requires=("encoder", "trunk")), replace(trunk, answers=False)], description="")
+    listing = manifest()
+    assert list(listing.labels_of("mine")) == ["lung_left", "lung_right"]
+    kinds = {one.name.split(".")[0]: one.labels for one in listing.assets_for("mine", ["lung_left"])}
+    assert kinds == {"mine-encoder": (), "mine-trunk": ("body",), "mine-lungs": ("lung_left", "lung_right")}
+
+
+def test_a_regressor_of_another_model_can_serve() -> None:
+    """That of starter comes along with whatever is asked of the new model; a model without one says so."""
+    install("mine", parts(), description="", regressors=regressors_of("starter"))
+    assert [one.kind for one in manifest().assets_for("mine", ["body"])] == ["encoder", "bodypart", "decoder"]
+    install("bare", parts(), description="")
+    with pytest.raises(UsageError, match="'bare' has no body-part regressor"):
+        regressors_of("bare")
+
+
+def test_two_parts_of_one_name_are_refused() -> None:
+    """Also where only the case differs, which some file systems do not see."""
+    encoder, lungs, trunk = parts()
+    with pytest.raises(WeightsError, match="would be called 'lungs'"):
+        install("mine", [encoder, lungs, replace(trunk, name="Lungs")], description="")

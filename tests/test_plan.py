@@ -42,6 +42,7 @@ def test_a_decoder_of_ours_says_nothing_about_plans() -> None:
         ({"patch": (8, 8)}, "three sizes"),
         ({"mirror_axes": (0, 3)}, "mirrors"),
         ({"mirror_axes": (1, 1)}, "mirrors"),
+        ({"crop": "body"}, "turns the scan to LPS, given 'RAS'"),
     ],
 )
 def test_a_plan_that_makes_no_sense_is_refused(change: dict[str, Any], told: str) -> None:

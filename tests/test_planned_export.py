@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clseg.inference.planned.export import Export, LabelMap
+from clseg.inference.planned.export import Export, LabelMap, _picked
 from clseg.inference.planned.prepare import View, whole
 from clseg.network.plan import Plan, Resampling, Scheme
 from clseg.volume import Volume
@@ -79,6 +79,13 @@ def test_the_label_map_can_go_back_instead(shape) -> None:
     labels, _ = full(exported(scores, shape, (2, 5), export="nearest"), shape)
     winner = scores.argmax(dim=0)[None, None].float()
     assert np.array_equal(labels, torch.nn.functional.interpolate(winner, size=shape, mode="nearest")[0, 0].numpy())
+
+
+def test_picking_rounds_as_torch_does() -> None:
+    """114 voxels onto 84: 14 · 114 / 84 is 19 exactly, which single precision reaches and double precision of a rounded factor does not."""
+    for n, m in ((114, 84), (109, 76), (160, 80), (7, 300)):
+        theirs = torch.nn.functional.interpolate(torch.arange(n).float()[None, None], size=m, mode="nearest")[0, 0].long()
+        assert np.array_equal(_picked(n, m)[0], theirs.numpy())
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])

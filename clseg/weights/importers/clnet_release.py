@@ -97,7 +97,7 @@ def find_release(path: Path, config: Path | None = None) -> Release:
     that it names is missing, or when it contradicts itself.
     """
     config = config or (path if path.suffix == ".json" else _only_config(path))
-    roots = [path] if path.is_dir() else list(config.absolute().parents)
+    roots = _roots(path) if path.is_dir() else list(config.absolute().parents)
     settings = read_json(config)
     tasks = {key: one for key, one in settings.items() if isinstance(one, Mapping) and "task" in one}
     encoders = [key for key, one in tasks.items() if one.get("type", key) == "GeneralEncoder"]
@@ -145,6 +145,11 @@ def _only_config(folder: Path) -> Path:
         return found[0]
     told = f"{folder} must hold one configuration {CONFIGS}, found {len(found)}."
     raise WeightsError(told, tip="Name it with --config; the authors' program writes it before it segments.")
+
+
+def _roots(folder: Path) -> list[Path]:
+    """The folder itself, and those up to two below it that hold `results`, as in a zip."""
+    return [folder, *(found.parent for depth in ("*", "*/*") for found in sorted(folder.glob(f"{depth}/results")))]
 
 
 def _encoder_task(key: str, settings: Mapping[str, Any], roots: list[Path]) -> Task:
