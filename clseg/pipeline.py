@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from clseg.inference.parts import Parts
     from clseg.inference.prepare import Placement
 
+UPSIDE_DOWN = "The body seems to lie upside down: its parts come from head to feet where the header says feet to head; organs may be missed."
+
 Image = Volume | str | os.PathLike[str]
 
 __all__ = ["Segmentation", "segment"]
@@ -149,22 +151,25 @@ def _planned(
 
     with stopwatch.lap("planned"):
         engines = [Engine(model, device, notify=report.warn) for model in parts.planned]
-        answers = answers_of(engines, scan, _slice_scores(scan, parts))
+        answers = answers_of(engines, scan, _slice_scores(scan, parts, report))
         with report.stage("Segmenting", windows_of(answers, step)) as advance:
             found = list(segment_planned(scan, answers, step=step, advance=advance))
         layers = compose(scan, found, wanted, catalogue)
     return layers, {label for answer in answers for label in answer.labels}
 
 
-def _slice_scores(scan: Volume, parts: Parts) -> np.ndarray | None:
+def _slice_scores(scan: Volume, parts: Parts, report: Progress) -> np.ndarray | None:
     """How high in the body every slice lies, 0 pelvis … 100 eyes, where the model can say it and some decoder wants to know."""
-    from clseg.inference.bodypart import score_scan
+    from clseg.inference.bodypart import score_scan, upside_down
     from clseg.inference.planned.body import their_scores
 
     plans = [model.decoders[name].spec.plan for model in parts.planned for name in model.slices]
     if parts.scorer is None or all(plan is None or plan.score_range is None for plan in plans):
         return None
-    return their_scores(score_scan(scan, parts.scorer).values)
+    scores = score_scan(scan, parts.scorer).values
+    if upside_down(scores):
+        report.warn(UPSIDE_DOWN)
+    return their_scores(scores)
 
 
 def _house(
@@ -225,7 +230,7 @@ def _reach(parts: Parts, hu: torch.Tensor, placement: Placement, report: Progres
     if ranged and parts.scorer is not None:
         scores = score_grid(hu, placement.spacing, parts.scorer, placement.orientation)
     if scores is not None and upside_down(scores):
-        report.warn("The body seems to lie upside down: its parts come from head to feet where the header says feet to head; organs may be missed.")
+        report.warn(UPSIDE_DOWN)
     return {name: extent for model in parts.models for name, extent in extents(model, placement.shape[2], scores).items()}
 
 

@@ -185,6 +185,15 @@ def test_prefixes_of_wrappers_do_not_matter(tmp_path: Path, prefix: str) -> None
     assert all(torch.equal(plain[name], wrapped[name]) for name in plain)
 
 
+def test_half_precision_stays_half_precision(tmp_path: Path) -> None:
+    """Weights of 16 bits with masks of 32 are stored in 16 and give nearly the same logits."""
+    release, whole = Release(), taken(Release(), tmp_path / "whole", heads=["Ribs"])
+    release.states = {key: {name: t if name.endswith("_mask") else t.half() for name, t in state.items()} for key, state in release.states.items()}
+    half = taken(release, tmp_path / "half", heads=["Ribs"])
+    assert {t.dtype for t in half.decoders["Ribs"].tensors.values()} == {torch.float16}
+    torch.testing.assert_close(logits(half, noise(*PATCH))["Ribs"], logits(whole, noise(*PATCH))["Ribs"], atol=0.05, rtol=0)
+
+
 def test_a_file_may_be_the_bare_tensors(tmp_path: Path) -> None:
     """Without `state_dict` around them."""
     release = Release()

@@ -239,7 +239,7 @@ def test_the_head_called_other_is_passed_over(tmp_path: Path) -> None:
 
 
 def test_contradictions_are_refused(tmp_path: Path) -> None:
-    """One head in two tasks, a label that no organ has, two general encoders, a training configuration with "1-3"."""
+    """One head in two tasks, a label that no organ has, two general encoders, labels that are no numbers."""
     with pytest.raises(WeightsError, match="lists the heads Trunk in more than one task"):
         find_release(written(tmp_path / "twice", MiniB={"decoders": {"Trunk": [1, 2]}, "supporting": {}}))
     release = Release()
@@ -250,7 +250,7 @@ def test_contradictions_are_refused(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="and names 2"):
         find_release(written(tmp_path / "two", MiniB={"type": "GeneralEncoder"}))
     with pytest.raises(WeightsError, match="task 'MiniA' is not usable: ValueError"):
-        find_release(written(tmp_path / "text", MiniA={"decoders": {"Trunk": "1-3"}}))
+        find_release(written(tmp_path / "text", MiniA={"decoders": {"Trunk": "first"}}))
 
 
 def test_the_configuration_must_be_a_json_object(tmp_path: Path) -> None:
@@ -260,6 +260,25 @@ def test_the_configuration_must_be_a_json_object(tmp_path: Path) -> None:
         (base / "all_pred_cleaned.json").write_text(text)
         with pytest.raises(WeightsError, match=told):
             find_release(base)
+
+
+def test_the_configuration_of_the_training_will_do(tmp_path: Path) -> None:
+    """Ranges as text, setups by name, no types, no paths: the same heads; an entry `all` counts where all are trained."""
+    release = Release()
+    release.config["MiniA"]["decoder_architecture_setup"] = {"Trunk": {"enable_ema": True}, "Ribs": {"enable_ema": False}}
+    release.config["MiniA"]["model_training_setup"] = {"decoders": {"Trunk": [0.3, True]}}
+    expected = find_release(release.write(tmp_path))
+    for key in release.config:
+        for name in ("type", "output_folder_name", "stage", "train_order"):
+            del release.config[key][name]
+        release.config[key]["pretrain_model_name"] = None
+    release.config["MiniA"] |= {"decoders": {"Trunk": "1-2", "Ribs": "3"}, "decoders_to_train": ["all"], "train_order": 1}
+    release.config["MiniA"]["model_training_setup"] = {"decoders": {"all": {"lr": 0.1, "ema": True}}}
+    release.config["MiniB"] |= {"decoders": {"Eyes": "1,2", "Lens": 3}, "train_order": 2}
+    release.config = {"clnet_general_encoder": "Root", "Root": release.config.pop("GeneralEncoder"), **release.config}
+    (tmp_path / "train.json").write_text(json.dumps(release.config))
+    read = find_release(tmp_path, tmp_path / "train.json")
+    assert (read.tasks, read.encoder.checkpoint) == (expected.tasks, expected.encoder.checkpoint)
 
 
 def test_the_authors_own_miniature_is_understood(shared: Path) -> None:
@@ -273,3 +292,17 @@ def test_the_authors_own_miniature_is_understood(shared: Path) -> None:
     low, high = heads["Stomach"].score_range
     assert (low, high) == pytest.approx((33.04678 - 0.25 * 5.62791, 38.61757 + 0.25 * 5.62791), abs=1e-4)
     assert json.loads(release.config.read_text())["MiniA"]["output_folder_name"].startswith("/data/authors")
+
+
+def test_both_configurations_of_the_miniature_say_the_same(shared: Path) -> None:
+    """That of the training and what their parser made of it: the same encoder and tasks in every detail."""
+    folder = shared / "fixtures" / "official_clnet"
+    cleaned, training = find_release(folder), find_release(folder, folder / "cfg" / "mini_all.json")
+    assert training.encoder == cleaned.encoder
+    for mine, theirs in zip(training.tasks, cleaned.tasks, strict=True):
+        assert [(head.name, head.labels, head.supporters, head.average) for head in mine.heads] == [
+            (head.name, head.labels, head.supporters, head.average) for head in theirs.heads
+        ]
+        assert (mine.checkpoint, mine.plans, mine.organs) == (theirs.checkpoint, theirs.plans, theirs.organs)
+        for one, other in zip(mine.heads, theirs.heads, strict=True):
+            assert one.score_range == pytest.approx(other.score_range)

@@ -10,6 +10,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from clseg import pipeline
@@ -17,11 +18,14 @@ from clseg.cli.app import app
 from clseg.inference.bodypart import score_scan
 from clseg.inference.engine import Engine
 from clseg.inference.parts import load_parts
+from clseg.inference.planned.predict import predict
+from clseg.inference.planned.prepare import prepare
 from clseg.inference.planned.run import answers_of, segment_planned
 from clseg.io.files import read
 from clseg.network.checkpoint import load
 from clseg.network.model import assemble
 from clseg.phantom import small_phantom
+from clseg.progress import SILENT
 from clseg.weights.cache import fetch, manifest
 from clseg.weights.importers.clnet import Imported, read_clnet
 from tests.small_release import Release
@@ -127,7 +131,7 @@ def test_a_call_that_is_wrong_is_told_so(release: Path, tmp_path: Path) -> None:
 def test_heads_out_of_range_are_reported_and_do_not_run(release: Path, ct: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Scores around 35: the trunk (18 to 52) is looked for, eyes and lens (above 88) are out of range."""
     call("weights", "import", "clnet", release, "-n", "theirs", "-q")
-    monkeypatch.setattr(pipeline, "_slice_scores", lambda scan, parts: np.linspace(30, 40, scan.shape[2]))
+    monkeypatch.setattr(pipeline, "_slice_scores", lambda scan, parts, report: np.linspace(30, 40, scan.shape[2]))
     result = pipeline.segment(ct, model="theirs", device="cpu")
     assert result.out_of_range == {"eye_left", "eye_right", "Lens"}
     assert not any(result.mask(name).any() for name in result.out_of_range)
@@ -140,8 +144,8 @@ def test_scores_come_from_the_regressor_that_was_imported_along(release: Path) -
     scan, _ = small_phantom()
     assets = manifest().assets_for("theirs", ["liver"])
     parts = load_parts(assets, fetch(assets), {"theirs-Trunk"})
-    assert np.allclose(pipeline._slice_scores(scan, parts), score_scan(scan, parts.scorer).values / 0.88 * 100)
-    assert pipeline._slice_scores(scan, replace(parts, scorer=None)) is None
+    assert np.allclose(pipeline._slice_scores(scan, parts, SILENT), score_scan(scan, parts.scorer).values / 0.88 * 100)
+    assert pipeline._slice_scores(scan, replace(parts, scorer=None), SILENT) is None
     bare = manifest().assets_for("bare", ["liver"])
     assert load_parts(bare, fetch(bare), {"bare-Trunk"}).scorer is None
 
@@ -167,8 +171,10 @@ def agreement(engine: Engine, folder: Path, run: str, scores: list[float] | None
     return shares
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("run", "heads"), [("full", ("Trunk", "Ribs", "Stomach", "Eyes")), ("bpr", ("Trunk", "Ribs", "Stomach"))])
+RUNS = [pytest.param("full", ("Trunk", "Ribs", "Stomach", "Eyes"), marks=pytest.mark.slow), ("bpr", ("Trunk", "Ribs", "Stomach"))]
+
+
+@pytest.mark.parametrize(("run", "heads"), RUNS)
 def test_whole_scans_are_segmented_as_by_the_authors_program(shared: Path, run: str, heads: tuple[str, ...]) -> None:
     """With their export, labels picked, at least 99.99 % of the voxels; `bpr` with the body's box and given scores, `full` without."""
     root = shared / "fixtures" / "official_clnet"
@@ -179,6 +185,21 @@ def test_whole_scans_are_segmented_as_by_the_authors_program(shared: Path, run: 
     shares = agreement(engine, folder, run, scores)
     assert tuple(shares) == heads  # in `bpr` the eyes are out of range
     assert min(shares.values()) >= 0.9999
+
+
+@pytest.mark.parametrize(("run", "heads"), RUNS)
+def test_probabilities_are_those_of_the_authors_program(shared: Path, run: str, heads: tuple[str, ...]) -> None:
+    """On the network's grid, averaged over windows: within 2e-5 everywhere."""
+    root = shared / "fixtures" / "official_clnet"
+    folder = root / "reference" / "volume"
+    scan = read(folder / "case_0000.nii.gz")
+    scores = json.loads((folder / "case_bpr_cleaned.json").read_text())["cleaned slice scores"] if run == "bpr" else None
+    engine = with_plans(read_clnet(root), heads, crop="body" if run == "bpr" else "none")
+    for answer in answers_of([engine], scan, scores):
+        rows = predict(prepare(scan, answer.view), answer.view.plan, {"": answer.sources}, step=HALF)
+        mine = torch.cat([one.scores[""] for one in rows], dim=1)[:, ::4, ::4, ::4]
+        theirs = torch.from_numpy(np.load(folder / f"{run}_{answer.name}_prob_s4.npz")["prob"])
+        torch.testing.assert_close(mine, theirs.float(), atol=2e-5, rtol=0)
 
 
 @pytest.mark.slow

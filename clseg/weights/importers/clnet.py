@@ -244,7 +244,7 @@ def _read_task(
         if head.name in rates:
             facts["pruning_rate"] = rates[head.name] if isinstance(rates[head.name], (int, float)) else list(map(float, rates[head.name]))
         part = decoder_of(tensors, head, task, encoder=encoder.spec, activation=activation, card=_card(task) | facts)
-        parts.append((head, part, _support(head, state, activation, warn) if head.supporters else None))
+        parts.append((head, part, _support(head, state, task, activation, warn) if head.supporters else None))
     return parts
 
 
@@ -287,18 +287,19 @@ def _own_or_average(head: Head, state: Tensors, task: Task, warn: Warn) -> tuple
     return _required(state, f"decoder_dict.{head.name}.", task), False
 
 
-def _support(head: Head, state: Tensors, activation: str, warn: Warn) -> Tensors | None:
+def _support(head: Head, state: Tensors, task: Task, activation: str, warn: Warn) -> Tensors | None:
     """The tensors of the head's support; the file repeats whole decoders among them, which are left out."""
     mine = below(state, f"supporting_dict.{head.name}.")
+    leave_out = " ".join(f"--without {one.name}" for one in task.heads if one.supporters)
     if any(name.startswith("support_dict.") for name in mine):
-        raise WeightsError(f"The support of head '{head.name}' is that of January 2025, which is not known.", tip=f"Leave it out: --without {head.name}.")
+        raise WeightsError(f"The support of head '{head.name}' is that of January 2025, which is not known.", tip=f"Leave it out: {leave_out}.")
     tensors = {name: tensor for name, tensor in mine.items() if name.startswith(("to_support.", "support_gate"))}
     if not tensors:
         warn(f"Head '{head.name}' is to be supported by {', '.join(head.supporters)}, but its file holds no support: it answers alone.")
         return None
     if activation == "jan":
         told = f"The support of head '{head.name}' is that of May 2025, so its file is not from January."
-        raise WeightsError(told, tip=f"Import with --activation may, or leave it out: --without {head.name}.")
+        raise WeightsError(told, tip=f"Import with --activation may, or leave it out: {leave_out}.")
     return tensors
 
 

@@ -2,9 +2,10 @@
 
     <base>/results/clNet/3d_fullres/<TaskNNN_Name>/<Trainer>__clNetPlans/
         plans.json  bpr_scores.json  all/ or fold_<k>/…checkpoint.model
-    <anywhere below>/<config>_pred_cleaned.json      one for all tasks
+    <anywhere below>/<config>_pred_cleaned.json      one for all tasks, as the authors' program writes it
 
-The paths in the configuration are those of the authors' machine; what follows
+The configuration that they train with, of which the program makes that one, will do as
+well: it says less, but the rest is in the folders.  The paths in the configuration are those of the authors' machine; what follows
 `results/` holds on any.  One task is one checkpoint and one plan; it lists its heads
 (decoders), and its file may hold others, which are not its own.
 """
@@ -100,7 +101,8 @@ def find_release(path: Path, config: Path | None = None) -> Release:
     roots = _roots(path) if path.is_dir() else list(config.absolute().parents)
     settings = read_json(config)
     tasks = {key: one for key, one in settings.items() if isinstance(one, Mapping) and "task" in one}
-    encoders = [key for key, one in tasks.items() if one.get("type", key) == "GeneralEncoder"]
+    root = settings.get("clnet_general_encoder", "GeneralEncoder")
+    encoders = [key for key, one in tasks.items() if one.get("type", "GeneralEncoder" if key == root else "") == "GeneralEncoder"]
     if len(encoders) != 1:
         raise WeightsError(f"{config} must name one task of the type GeneralEncoder, and names {len(encoders)}.")
     by_order = sorted((key for key in tasks if key != encoders[0]), key=lambda key: tasks[key].get("train_order", 0))
@@ -144,7 +146,7 @@ def _only_config(folder: Path) -> Path:
     if len(found) == 1:
         return found[0]
     told = f"{folder} must hold one configuration {CONFIGS}, found {len(found)}."
-    raise WeightsError(told, tip="Name it with --config; the authors' program writes it before it segments.")
+    raise WeightsError(told, tip="Name the configuration with --config; that of the training will do as well.")
 
 
 def _roots(folder: Path) -> list[Path]:
@@ -181,19 +183,35 @@ def _heads(settings: Mapping[str, Any], plans: Plans, scores: Mapping[int, Mappi
     for name, listed in settings["decoders"].items():
         if name == NEVER_LOADED:
             continue
-        labels = tuple(map(int, listed)) if isinstance(listed, (list, tuple)) else (int(listed),)
+        labels = _numbers(listed)
         every = len(labels) == plans.classes
         patch = patches.get(name) or patches.get("all")
-        trained = (training.get("decoders") or {}).get(name)  # under its own name; an entry "all" does not count
+        setups = training.get("decoders") or {}
+        trained = setups.get(name) or (setups.get("all") if "all" in (settings.get("decoders_to_train") or ()) else None)
         ranges = (settings.get("bpr_range_for_decoders") or {}).get(name) or _range_of([scores[label] for label in labels])
         yield Head(
             name=name,
             labels=tuple(range(1, len(labels) + 1)) if every else labels,
             supporters=tuple((settings.get("supporting") or {}).get(name) or ()),
             patch=_three(patch) if patch else None,
-            average=bool(shapes.get(name, {}).get("enable_ema")) and bool(trained and trained[-1]),
+            average=bool((shapes.get(name) or {}).get("enable_ema")) and _averaged(trained),
             score_range=_score_range(name, ranges),
         )
+
+
+def _numbers(listed: Any) -> tuple[int, ...]:
+    """Labels: 3, [1, 2], and as they are written for training "1-3" and "1,2"."""
+    if isinstance(listed, str):
+        ends = [[int(end) for end in part.split("-")] for part in listed.split(",")]
+        return tuple(number for end in ends for number in range(end[0], end[-1] + 1))
+    return tuple(map(int, listed)) if isinstance(listed, (list, tuple)) else (int(listed),)
+
+
+def _averaged(trained: Any) -> bool:
+    """Whether a head's training setup keeps a moving average: its last entry, or, as written for training, that called so."""
+    if isinstance(trained, Mapping):
+        return bool(trained.get("ema"))
+    return bool(trained and trained[-1])
 
 
 def _range_of(scores: Iterable[Mapping[str, Any]]) -> dict[str, float]:

@@ -82,7 +82,7 @@ def folded(tensors: Tensors) -> Tensors:
             weight, mask = tensors.get(f"{plain}_orig"), tensors.get(f"{plain}_mask")
             if weight is None or mask is None or weight.shape != mask.shape:
                 raise WeightsError(f"The pruned weight '{plain}' must be stored with a mask of its shape, and is not.")
-            done[plain] = torch.where(mask == 0, torch.zeros_like(weight), weight * mask)
+            done[plain] = torch.where(mask == 0, torch.zeros_like(weight), weight * mask.to(weight.dtype))
     return done
 
 
