@@ -174,6 +174,18 @@ def test_it_does_not_matter_how_a_scan_is_stored(parts: Path, ct: Path, tmp_path
     assert np.array_equal(first.labels.array, turned.array)
 
 
+def test_zips_of_parts_can_be_given_together(parts: Path, tmp_path: Path) -> None:
+    """As they are published: one zip per dataset."""
+    zips = []
+    for number in ("291", "292"):
+        zips.append(tmp_path / f"{number}.zip")
+        with zipfile.ZipFile(zips[-1], "w") as archive:
+            for file in (path for path in sorted(parts.rglob("*")) if path.is_file() and number in str(path.relative_to(parts))):
+                archive.write(file, file.relative_to(parts))
+    call("weights", "import", "totalsegmentator", *zips, "--name", "total")
+    assert set(manifest().labels_of("total")) == {"spleen", "liver", "vertebrae_L1", "heart"}
+
+
 def test_some_datasets_can_be_chosen(parts: Path) -> None:
     """297 alone is then the model."""
     call("weights", "import", "totalsegmentator", parts, "--name", "fast", "--datasets", "297")

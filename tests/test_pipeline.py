@@ -389,3 +389,24 @@ def test_a_scan_against_its_header_is_told(monkeypatch):
         monkeypatch.setattr(bodypart, "score_grid", lambda *_, ends=ends: np.linspace(*ends, 50))
         assert pipeline._reach(parts, None, placement, told)["lungs"] is not None
         assert len([text for text in told.warnings if "upside down" in text]) == warned
+
+
+# ---- networks of other programs ---------------------------------------------------------------------------------------
+
+
+def test_what_decoders_with_a_plan_found_stays_and_ours_take_what_is_free(monkeypatch) -> None:
+    """On one layer the earlier result has the voxel; another layer is not touched; each side's structures count as looked for."""
+    from clseg import pipeline
+    from clseg.catalogue import Catalogue
+    from clseg.inference.parts import Parts
+    from clseg.progress import SILENT
+    from clseg.stopwatch import Stopwatch
+
+    row = lambda *ids: np.array(ids, np.uint16).reshape(-1, 1, 1)  # noqa: E731
+    monkeypatch.setattr(pipeline, "_planned", lambda *_: ({1: row(5, 5, 0, 0), 2: row(0, 7, 0, 0)}, {"liver"}))
+    monkeypatch.setattr(pipeline, "_house", lambda *_: ({0: row(1, 1, 1, 0), 1: row(0, 6, 6, 6)}, {"body"}))
+    wanted = tuple(Catalogue.builtin()[name] for name in ("body", "liver", "spleen"))
+    parts = Parts(("house",), None, frozenset(), ("planned",))
+    layers, unreachable = pipeline._infer(None, parts, wanted, None, "cpu", 0.5, Stopwatch(), SILENT)
+    assert [layer.ravel().tolist() for layer in layers] == [[1, 1, 1, 0], [5, 5, 6, 6], [0, 7, 0, 0]]
+    assert unreachable == ["spleen"]

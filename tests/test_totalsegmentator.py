@@ -29,11 +29,12 @@ def task(tmp_path: Path) -> Path:
 
 
 def test_parts_are_one_model_with_their_own_encoders(task: Path) -> None:
-    """291 and 292, and 299 that adds the body; every part keeps its encoder and its names, and its plan turns scans to RAS."""
+    """291 and 292, and 299 that adds the body; every part keeps its encoder and names; plans turn to RAS and resample first, in three dimensions."""
     parts = read_trainings(models_of(chosen(find_trainings(task)))[""])
     assert [one.name for one in parts] == ["encoder-291", "291", "encoder-292", "292", "encoder-299", "299"]
     assert [one.checkpoint.spec.labels for one in parts[1::2]] == [("spleen", "liver"), ("vertebrae_L1",), ("body",)]  # type: ignore[union-attr]
-    assert {one.checkpoint.spec.plan.orientation for one in parts[1::2]} == {"RAS"}  # type: ignore[union-attr]
+    plans_of = {one.checkpoint.spec.plan for one in parts[1::2]}  # type: ignore[union-attr]
+    assert {(plan.orientation, plan.normalise_first, plan.image.separate, plan.answer.separate) for plan in plans_of} == {("RAS", False, "never", "never")}
     assert {one.checkpoint.spec.grid.orientation for one in parts[::2]} == {"SAR"}  # type: ignore[union-attr]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -64,7 +65,7 @@ def nnunet(
 
 @app.command()
 def totalsegmentator(
-    path: Source,
+    paths: Annotated[list[Path], typer.Argument(help="Folder that holds Dataset291_… and others, or zips of them.", show_default=False)],
     name: Name,
     datasets: Annotated[str, typer.Option("--datasets", help="all, or some by number, e.g. 291,292.")] = "all",
     folds: Folds = "all",
@@ -85,8 +86,10 @@ def totalsegmentator(
         from clseg.weights.importers.totalsegmentator import chosen, models_of, number_of, read_trainings
 
         refuse_taken(name)
-        with opened(path, is_needed) as folder:
-            found = chosen(find_trainings(folder, folds=folds, checkpoint=checkpoint, configuration=configuration), datasets)
+        with ExitStack() as stack:
+            folders = [stack.enter_context(opened(path, is_needed)) for path in paths]
+            there = [one for folder in folders for one in find_trainings(folder, folds=folds, checkpoint=checkpoint, configuration=configuration)]
+            found = chosen(there, datasets)
             for suffix, trainings in models_of(found).items():
                 text = f"TotalSegmentator {', '.join(map(number_of, trainings))}"
                 _install(f"{name}-{suffix}" if suffix else name, read_trainings(trainings), text, licence, terminal)

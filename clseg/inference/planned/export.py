@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from clseg.inference.planned.predict import Rows
 from clseg.inference.planned.prepare import View, nonzero_bounds, scan_axes
 from clseg.inference.planned.resample import coarse_axis
 from clseg.network.plan import Plan
@@ -45,13 +44,13 @@ class Export:
         self._labels = np.zeros(self.view.cropped, np.uint8)
         self._score = np.zeros(self.view.cropped, np.uint8)
         self._axes = _axes(self.view, self.plan)
-        self._waiting: Rows | None = None
+        self._first, self._held = 0, torch.zeros(0)  # rows of the network's grid that later rows of the box need
         self._done = 0  # rows of the box
 
     def add(self, start: int, scores: torch.Tensor) -> None:
         """Rows from `start`, (channels, rows, …); they follow on those before."""
-        if self._waiting is not None:
-            start, scores = self._waiting.start, torch.cat([self._waiting.scores[""], scores], dim=1)
+        if self._held.numel():
+            start, scores = self._first, torch.cat([self._held, scores], dim=1)
         if len(scores) > 256:
             self._labels = self._labels.astype(np.uint16, copy=False)
         end = start + scores.shape[1]
@@ -61,7 +60,7 @@ class Export:
             self._fill(slice(first, min(first + CHUNK, ready)), start, scores)
         self._done = max(self._done, ready)
         kept = max(start, min(end, int(low[ready]))) if ready < len(low) else end
-        self._waiting = Rows(kept, {"": scores[:, kept - start :].clone()})
+        self._first, self._held = kept, scores[:, kept - start :].clone()
 
     def finished(self, scan: Volume) -> LabelMap:
         """What was found, on the grid of `scan`."""

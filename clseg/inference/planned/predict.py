@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, combinations
+from itertools import chain, combinations, product
 
 import torch
 
@@ -63,24 +63,48 @@ def predict(
 def _rows(image: torch.Tensor, plan: Plan, answers: Answers, step: float, advance: Callable[[int], None]) -> Iterator[Rows]:
     padded, offset = _pad(image, plan.patch)
     places = [starts(n, p, step) for n, p in zip(padded.shape, plan.patch, strict=True)]
-    weight = torch.from_numpy(gaussian(plan.patch))
-    if not plan.weigh_one and all(len(axis) == 1 for axis in places):
-        weight = torch.ones_like(weight)
-    sums = {name: torch.zeros(_channels(sources), plan.patch[0], *padded.shape[1:]) for name, sources in answers.items()}
-    weights = torch.zeros(plan.patch[0], *padded.shape[1:])
-    for index, first in enumerate(places[0]):
-        for y in places[1]:
-            for x in places[2]:
-                tile = padded[first : first + plan.patch[0], y : y + plan.patch[1], x : x + plan.patch[2]]
-                there = slice(y, y + plan.patch[1]), slice(x, x + plan.patch[2])
-                weights[(slice(None), *there)] += weight
-                for name, scores in _scores(tile, plan, answers, advance):
-                    sums[name][(..., *there)].addcmul_(scores, weight)
-        end = places[0][index + 1] if index + 1 < len(places[0]) else padded.shape[0]
-        done = end - first
-        finished = {name: sums[name][:, :done] / (len(sources) * weights[:done]) for name, sources in answers.items()}
-        yield from _unpadded(first, finished, offset, image.shape)
-        sums, weights = {name: _moved(one, done, 1) for name, one in sums.items()}, _moved(weights, done, 0)
+    single = all(len(axis) == 1 for axis in places)
+    sums = _Sums(answers, padded.shape, _weight(plan, single=single))
+    for first, following in zip(places[0], [*places[0][1:], padded.shape[0]], strict=True):
+        for corner in product(places[1], places[2]):
+            tile = padded[_window((first, *corner), plan.patch)]
+            sums.add(corner, _scores(tile, plan, answers, advance))
+        yield from _unpadded(first, sums.finish(following - first), offset, image.shape)
+
+
+class _Sums:
+    """Weighted sums of scores in the rows that windows still touch; the first of them are the next to be finished."""
+
+    def __init__(self, answers: Answers, shape: Sequence[int], weight: torch.Tensor) -> None:
+        held = (len(weight), *shape[1:])
+        self.weight = weight
+        self.counts = {name: len(sources) for name, sources in answers.items()}
+        self.sums = {name: torch.zeros(_channels(sources), *held) for name, sources in answers.items()}
+        self.weights = torch.zeros(held)
+
+    def add(self, corner: tuple[int, int], scores: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """The scores (channels, …) of all sources for the window at `corner` of the rows held."""
+        there = _window((0, *corner), self.weight.shape)
+        self.weights[there] += self.weight
+        for name, values in scores:
+            self.sums[name][(slice(None), *there)].addcmul_(values, self.weight)
+
+    def finish(self, count: int) -> dict[str, torch.Tensor]:
+        """Mean scores of the first `count` rows, which are then forgotten."""
+        means = {name: sums[:, :count] / (self.counts[name] * self.weights[:count]) for name, sums in self.sums.items()}
+        self.sums = {name: _moved(sums, count, 1) for name, sums in self.sums.items()}
+        self.weights = _moved(self.weights, count, 0)
+        return means
+
+
+def _weight(plan: Plan, *, single: bool) -> torch.Tensor:
+    if single and not plan.weigh_one:
+        return torch.ones(plan.patch)
+    return torch.from_numpy(gaussian(plan.patch))
+
+
+def _window(corner: Sequence[int], size: Sequence[int]) -> tuple[slice, ...]:
+    return tuple(slice(first, first + n) for first, n in zip(corner, size, strict=True))
 
 
 def _scores(tile: torch.Tensor, plan: Plan, answers: Answers, advance: Callable[[int], None]) -> Iterator[tuple[str, torch.Tensor]]:

@@ -12,7 +12,7 @@ are averaged.  The format is described in nnU-Net's documentation and code (Apac
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -90,16 +90,16 @@ def find_trainings(root: Path, *, folds: str = "all", checkpoint: str = FINAL, c
     return kept
 
 
-def read_training(training: Training, *, mirror: bool = False, orientation: str | None = None, prefix: str = "") -> list[Part]:
+def read_training(training: Training, *, mirror: bool = False, prefix: str = "", change: Callable[[Plan], Plan] = lambda plan: plan) -> list[Part]:
     """An encoder and a decoder per fold; several folds form an ensemble.
 
     `mirror` averages over the flips that the training allows, as nnU-Net does by
-    itself (8 times the work); `orientation` overrides what the reader of scans says.
+    itself (8 times the work); `change` is what a program around nnU-Net does otherwise.
     `prefix` begins the parts' names.  WeightsError says what is not supported.
     """
     _refuse_unsupported(training)
     network = shape_of(training.settings)
-    plan = plan_of(training, orientation)
+    plan = change(plan_of(training))
     if len(training.folds) > 1:
         plan = replace(plan, ensemble=f"{training.title} {training.configuration}")
     parts = []
@@ -124,17 +124,17 @@ def labels_of(dataset: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(numbers[number] for number in range(1, len(numbers)))
 
 
-def plan_of(training: Training, orientation: str | None = None) -> Plan:
+def plan_of(training: Training) -> Plan:
     """What nnU-Net does around the network, without mirroring; see `clseg.network.plan`."""
     settings, reader = training.settings, str(training.plans.get("image_reader_writer", "SimpleITKIO"))
-    if orientation is None and reader not in READERS:
+    if reader not in READERS:
         raise WeightsError(f"The model reads images with {reader}, clseg knows {', '.join(READERS)}.")
     return Plan(
         kind="nnunet",
         spacing_mm=tuple(float(edge) for edge in settings["spacing"]),
         patch=tuple(int(edge) for edge in settings["patch_size"]),
         scheme=_scheme(training.plans, settings),
-        orientation=READERS[reader] if orientation is None else orientation,
+        orientation=READERS[reader],
         transpose=tuple(training.plans.get("transpose_forward", (0, 1, 2))),
         image=_resampling(settings, "resampling_fn_data", 3),
         answer=_resampling(settings, "resampling_fn_probabilities", 1),

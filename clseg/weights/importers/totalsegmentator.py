@@ -3,8 +3,10 @@
     Dataset291_TotalSegmentator_part1_organs_1559subj/
         nnUNetTrainerNoMirroring__nnUNetPlans__3d_fullres/{dataset.json, plans.json, fold_0/…}
 
-TotalSegmentator turns scans to RAS before nnU-Net sees them, so every plan does.  Each
-training keeps its own encoder.  Where one holds only structures that finer ones hold
+TotalSegmentator turns scans to RAS and resamples them itself, by a spline in three
+dimensions whatever the voxels are like, before nnU-Net sees them: so every plan does (its
+spline is cubic; that of TotalSegmentator is cubic or linear, by release).  Labels go back
+as nnU-Net's do, by their scores.  Each training keeps its own encoder.  Where one holds only structures that finer ones hold
 already (297 at 3 mm, 298 at 6 mm beside 291 to 295 at 1.5 mm), it becomes a model of its own.
 """
 
@@ -12,12 +14,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 from clseg.errors import UsageError, WeightsError
+from clseg.network.plan import Plan, Resampling
 from clseg.weights.importers.install import Part
 from clseg.weights.importers.nnunet import Training, read_training
-
-ORIENTATION = "RAS"
 
 
 def number_of(training: Training) -> str:
@@ -62,4 +64,9 @@ def models_of(trainings: Sequence[Training]) -> dict[str, list[Training]]:
 
 def read_trainings(trainings: Sequence[Training]) -> list[Part]:
     """The parts of one model."""
-    return [part for training in trainings for part in read_training(training, orientation=ORIENTATION, prefix=f"-{number_of(training)}")]
+    return [part for training in trainings for part in read_training(training, prefix=f"-{number_of(training)}", change=resampled_first)]
+
+
+def resampled_first(plan: Plan) -> Plan:
+    """nnU-Net's plan for scans that come in RAS and at the network's spacing already."""
+    return replace(plan, orientation="RAS", normalise_first=False, image=Resampling(3, 0, "never"), answer=Resampling(1, 0, "never"))
