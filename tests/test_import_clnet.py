@@ -26,8 +26,10 @@ from clseg.network.checkpoint import load
 from clseg.network.model import assemble
 from clseg.phantom import small_phantom
 from clseg.progress import SILENT
+from clseg.training.learn import learn
 from clseg.weights.cache import fetch, manifest
 from clseg.weights.importers.clnet import Imported, read_clnet
+from tests.small_dataset import BODY, learn_recipe
 from tests.small_release import Release
 
 HALF = 0.5  # distance of windows in the references
@@ -148,6 +150,28 @@ def test_scores_come_from_the_regressor_that_was_imported_along(release: Path) -
     assert pipeline._slice_scores(scan, replace(parts, scorer=None), SILENT) is None
     bare = manifest().assets_for("bare", ["liver"])
     assert load_parts(bare, fetch(bare), {"bare-Trunk"}).scorer is None
+
+
+# ---- learning on it ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("without_plots")
+def test_new_structures_are_learned_on_their_encoder(workplace: Path, tmp_path: Path) -> None:
+    """`body` joins heads of theirs, one of them supported: not a voxel of those changes, and one call gives all."""
+    theirs = Release()
+    for key in theirs.plans:
+        theirs.plans[key]["plans_per_stage"]["0"]["current_spacing"] = [12.0, 12.0, 12.0]
+    call("weights", "import", "clnet", theirs.write(tmp_path / "coarse"), "-n", "mini", "-q", "--without", "Trunk", "--head", "Ribs", "--head", "Lens")
+    probe = workplace / "probe.nii.gz"
+    before = pipeline.segment(probe, model="mini", device="cpu", offline=True)
+    recipe = learn_recipe(workplace, BODY, "[ladder]\nstructured = []\nunstructured = []\n", model="mini")
+    learned = learn(replace(recipe, optim=replace(recipe.optim, iterations=2)), workplace / "runs" / "run")
+    assert learned.proof is not None
+    assert learned.proof.changed == {"Bone_R": 0, "Lens": 0}
+    after = pipeline.segment(probe, model="mini", device="cpu", offline=True)
+    assert set(after.names) == {"Bone_R", "Lens", "body"}
+    for name in ("Bone_R", "Lens"):
+        assert np.array_equal(after.mask(name), before.mask(name))
 
 
 # ---- whole scans against the authors' program -------------------------------------------------------------------------
