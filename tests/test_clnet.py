@@ -250,6 +250,14 @@ def test_pruned_heads_are_stored_sparsely_and_say_how_sparse_they_are(tmp_path: 
     assert sparsity({"a.weight": torch.tensor([[[[[0.0]]]], [[[[1.0]]]]]), "bias": torch.zeros(9)}) == 0.5
 
 
+@pytest.mark.parametrize("stuff", [None, [], {}, {"prune_ratios_final_for_each_decoder": {"Ribs": [0.8, None]}}, {"prune_ratios_final_for_each_decoder": 1}])
+def test_bookkeeping_of_another_shape_is_passed_over(tmp_path: Path, stuff: object) -> None:
+    """What is not needed cannot spoil an import."""
+    release = Release()
+    release.beside["MiniA"] = {"prune_stuff": stuff}
+    assert "pruning_rate" not in taken(release, tmp_path, heads=["Ribs"]).decoders["Ribs"].card
+
+
 def test_half_a_pruned_weight_is_refused() -> None:
     """A weight without mask, a mask without weight, a mask of another shape."""
     w, m = torch.ones(2, 1, 1, 1, 1), torch.ones(2, 1, 1, 1, 1)

@@ -16,6 +16,7 @@ from fnmatch import fnmatch
 from functools import cache
 from importlib.resources import files
 from math import prod
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -245,16 +246,21 @@ def _read_task(
     content = load_torch(task.checkpoint)
     state = state_of(content, _described(task))
     _compare_encoders(encoder, state, task, warn)
-    rates = (content.get("prune_stuff") or {}).get("prune_ratios_final_for_each_decoder") or {}
-    parts = []
+    card, parts = _card(task), []
     for head in heads:
         tensors, average = _own_or_average(head, state, task, warn)
-        facts = {"head": head.name, "moving_average": average, "activation": activation}
-        if head.name in rates:
-            facts["pruning_rate"] = rates[head.name] if isinstance(rates[head.name], (int, float)) else list(map(float, rates[head.name]))
-        part = decoder_of(tensors, head, task, encoder=encoder.spec, activation=activation, card=_card(task) | facts)
+        facts = {"head": head.name, "moving_average": average, "activation": activation, **_pruning_rate(content, head)}
+        part = decoder_of(tensors, head, task, encoder=encoder.spec, activation=activation, card=card | facts)
         parts.append((head, part, _support(head, state, task, activation, warn) if head.supporters else None))
     return parts
+
+
+def _pruning_rate(content: Mapping[str, Any], head: Head) -> dict[str, float]:
+    """The sparsity that pruning reached, where the file's bookkeeping says it as a number."""
+    known: Any = content.get("prune_stuff")
+    for key in ("prune_ratios_final_for_each_decoder", head.name):
+        known = known.get(key) if isinstance(known, Mapping) else None
+    return {"pruning_rate": float(known)} if isinstance(known, Real) else {}
 
 
 def _required(state: Tensors, prefix: str, task: Task) -> Tensors:
