@@ -14,7 +14,7 @@ from clseg.spatial.crop import Box
 from clseg.volume import Volume
 
 FULL = 255  # a probability of 1 in the stored byte
-CHUNK = 8  # rows of the scan at a time, which bounds memory
+CHUNK = 1 << 20  # about so many voxels of the scan at a time, which bounds memory
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,9 @@ class Export:
         end = start + scores.shape[1]
         low, high, _ = self._axes[0]
         ready = len(high) if end == self.view.shape[0] else int(np.searchsorted(high, end))  # `high` never falls
-        for first in range(self._done, ready, CHUNK):
-            self._fill(slice(first, min(first + CHUNK, ready)), start, scores)
+        step = max(1, CHUNK // (self.view.cropped[1] * self.view.cropped[2]))
+        for first in range(self._done, ready, step):
+            self._fill(slice(first, min(first + step, ready)), start, scores)
         self._done = max(self._done, ready)
         kept = max(start, min(end, int(low[ready]))) if ready < len(low) else end
         self._first, self._held = kept, scores[:, kept - start :].clone()
@@ -79,7 +80,7 @@ class Export:
         axes = [(low - start, high - start, share), *self._axes[1:]]
         winner = _nearest_winner if self.plan.export == "nearest" else _linear_winner
         labels, score = winner(scores, axes, self.plan.averaged)
-        self._labels[rows] = labels.numpy()
+        self._labels[rows] = labels
         self._score[rows] = (score * FULL).round().clamp(0, FULL).to(torch.uint8).numpy()
 
 
@@ -87,39 +88,49 @@ _Axis = tuple[np.ndarray, np.ndarray, np.ndarray]
 """per voxel of the box two voxels of the network's grid and the share of the second, float32"""
 
 
-def _linear_winner(scores: torch.Tensor, axes: list[_Axis], averaged: str) -> tuple[torch.Tensor, torch.Tensor]:
+def _linear_winner(scores: torch.Tensor, axes: list[_Axis], averaged: str) -> tuple[np.ndarray, torch.Tensor]:
     """Largest channel and its probability, channel by channel: only the best so far and the sum of exponentials are kept."""
-    best = _interpolated(scores[0], axes)
-    label = torch.zeros(best.shape, dtype=torch.int32)
-    total = torch.ones_like(best)  # Σ exp(score − best)
+    ceiling = _interpolated(scores.amax(dim=0), axes)  # no channel is above it, so that no exponential is above 1
+    best, label = _interpolated(scores[0], axes), np.zeros(ceiling.shape, np.uint16)
+    total = torch.exp(best - ceiling) if averaged == "logits" else None
     for channel in range(1, len(scores)):
         one = _interpolated(scores[channel], axes)
-        above = one > best
-        if averaged == "logits":
-            total = torch.where(above, total * torch.exp(best - one) + 1, total + torch.exp(one - best))
-        label[above] = channel
-        best = torch.where(above, one, best)
-    return label, 1 / total if averaged == "logits" else best
+        np.copyto(label, channel, where=one.numpy() > best.numpy())
+        torch.maximum(best, one, out=best)
+        if total is not None:
+            total += one.sub_(ceiling).exp_()
+    if total is None:
+        return label, best
+    return label, torch.exp(best - ceiling) / total.clamp(min=torch.finfo(total.dtype).tiny)
 
 
-def _nearest_winner(scores: torch.Tensor, axes: list[_Axis], averaged: str) -> tuple[torch.Tensor, torch.Tensor]:
+def _nearest_winner(scores: torch.Tensor, axes: list[_Axis], averaged: str) -> tuple[np.ndarray, torch.Tensor]:
     picked = scores
     for axis, (low, high, share) in enumerate(axes, 1):
         picked = picked.index_select(axis, torch.from_numpy(np.where(share < 0.5, low, high)))
     probabilities = torch.softmax(picked, dim=0) if averaged == "logits" else picked
     score, label = probabilities.max(dim=0)
-    return label.to(torch.int32), score
+    return label.numpy(), score
 
 
 def _interpolated(values: torch.Tensor, axes: list[_Axis]) -> torch.Tensor:
-    for axis, (low, high, share) in enumerate(axes):
-        first = values.index_select(axis, torch.from_numpy(low))
-        if share.any():
-            second = values.index_select(axis, torch.from_numpy(high))
-            by = torch.from_numpy(share).reshape([-1 if a == axis else 1 for a in range(3)])
-            first = torch.lerp(first, second, by)
-        values = first
+    """A new array with these voxels between those of `values`, which has three axes."""
+    plane = [len(low) for low, _, _ in axes[1:]]
+    if all(share.any() for _, _, share in axes[1:]):  # linear in the plane: torch does both axes at once
+        rows = _between_rows(values, 0, axes[0])
+        return torch.nn.functional.interpolate(rows[None], size=plane, mode="bilinear", align_corners=False)[0]
+    for axis in range(3):
+        values = _between_rows(values, axis, axes[axis])
     return values
+
+
+def _between_rows(values: torch.Tensor, axis: int, place: _Axis) -> torch.Tensor:
+    low, high, share = place
+    first = values.index_select(axis, torch.from_numpy(low))
+    if not share.any():
+        return first
+    by = torch.from_numpy(share).reshape([-1 if a == axis else 1 for a in range(3)])
+    return torch.lerp(first, values.index_select(axis, torch.from_numpy(high)), by)
 
 
 def _axes(view: View, plan: Plan) -> list[_Axis]:
