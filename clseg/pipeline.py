@@ -9,6 +9,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 import clseg
 from clseg.catalogue import Anatomy, Catalogue
 from clseg.inference.device import check_spelling
@@ -27,9 +29,10 @@ if TYPE_CHECKING:
     import torch
 
     from clseg.inference.extent import Extent
-    from clseg.inference.merge import Layer
     from clseg.inference.parts import Parts
     from clseg.inference.prepare import Placement
+
+UPSIDE_DOWN = "The body seems to lie upside down: its parts come from head to feet where the header says feet to head; organs may be missed."
 
 Image = Volume | str | os.PathLike[str]
 
@@ -81,13 +84,8 @@ def segment(
             parts = _load(assets, files, {decoder for a in wanted for decoder in holders[a.name]})
     report.detail(f"{len(parts.answering)} decoders on {device}")
 
-    layers, placement, unreachable = _infer(straight, parts, wanted, catalogue, device, step, stopwatch, report)
-
-    with stopwatch.lap("restore"), report.stage("Restoring", len(layers)) as advance:
-        arrays = []
-        for layer in layers:
-            arrays.append(_onto_scan(layer, placement, straight, checked.volume))
-            advance(1)
+    layers, unreachable = _infer(straight, parts, wanted, catalogue, device, step, stopwatch, report)
+    arrays = [ids if straight is checked.volume else from_orthonormal(ids, straight, checked.volume) for ids in layers]
     facts = _facts(model, assets, device, step, scan, image, digest)
     return Segmentation(checked.volume, tuple(arrays), wanted, frozenset(unreachable), facts, stopwatch)
 
@@ -125,14 +123,77 @@ def _infer(
     step: float,
     stopwatch: Stopwatch,
     report: Progress,
-) -> tuple[list[Layer], Placement, list[str]]:
-    """Label maps on the model's grid, where they lie in the scan, and the structures whose decoders were out of range."""
+) -> tuple[list[np.ndarray], list[str]]:
+    """Label maps on the scan's grid, parts later, and the structures whose decoders were out of range.
+
+    Decoders with a plan run as it says, the others the house's way; where both want a
+    voxel of a layer, it belongs to those with a plan.
+    """
+    layers, reached = _planned(scan, parts, wanted, catalogue, device, step, stopwatch, report) if parts.planned else ({}, set())
+    if parts.models:
+        ours, ours_reached = _house(scan, parts, wanted, catalogue, device, step, stopwatch, report)
+        reached |= ours_reached
+        for depth, ids in ours.items():
+            layers[depth] = np.where(layers[depth] > 0, layers[depth], ids) if depth in layers else ids
+    ordered = [np.asfortranarray(layers[depth]) for depth in sorted(layers)]
+    return ordered, [a.name for a in wanted if a.name not in reached]
+
+
+def _planned(
+    scan: Volume,
+    parts: Parts,
+    wanted: tuple[Anatomy, ...],
+    catalogue: Catalogue,
+    device: str,
+    step: float,
+    stopwatch: Stopwatch,
+    report: Progress,
+) -> tuple[dict[int, np.ndarray], set[str]]:
+    """Layers by depth of what decoders with a plan find, and the structures that they looked for."""
+    from clseg.inference.engine import Engine
+    from clseg.inference.planned.run import answers_of, compose, segment_planned, windows_of
+
+    with stopwatch.lap("planned"):
+        engines = [Engine(model, device, notify=report.warn) for model in parts.planned]
+        answers = answers_of(engines, scan, _slice_scores(scan, parts, report))
+        with report.stage("Segmenting", windows_of(answers, step)) as advance:
+            found = list(segment_planned(scan, answers, step=step, advance=advance))
+        layers = compose(scan, found, wanted, catalogue)
+    return layers, {label for answer in answers for label in answer.labels}
+
+
+def _slice_scores(scan: Volume, parts: Parts, report: Progress) -> np.ndarray | None:
+    """How high in the body every slice lies, 0 pelvis … 100 eyes, where the model can say it and some decoder wants to know."""
+    from clseg.inference.bodypart import score_scan, upside_down
+    from clseg.inference.planned.body import their_scores
+
+    plans = [model.decoders[name].spec.plan for model in parts.planned for name in model.slices]
+    if parts.scorer is None or all(plan is None or plan.score_range is None for plan in plans):
+        return None
+    scores = score_scan(scan, parts.scorer).values
+    if upside_down(scores):
+        report.warn(UPSIDE_DOWN)
+    return their_scores(scores)
+
+
+def _house(
+    scan: Volume,
+    parts: Parts,
+    wanted: tuple[Anatomy, ...],
+    catalogue: Catalogue,
+    device: str,
+    step: float,
+    stopwatch: Stopwatch,
+    report: Progress,
+) -> tuple[dict[int, np.ndarray], set[str]]:
+    """Layers by depth of what decoders without a plan find, and the structures whose decoders were in range."""
     from clseg.inference.clean import clean
     from clseg.inference.engine import Engine
     from clseg.inference.merge import Canvas
     from clseg.inference.parts import slabs
     from clseg.inference.predictor import Predictor
     from clseg.inference.prepare import onto_grid, place
+    from clseg.inference.restore import restore
 
     with stopwatch.lap("prepare"), report.stage("Preparing"):
         oriented, placement = place(scan, parts.grid)
@@ -155,8 +216,12 @@ def _infer(
         voxel_mm3 = placement.spacing[0] * placement.spacing[1] * placement.spacing[2]
         for layer in canvas.layers.values():
             clean(layer, wanted, voxel_mm3)
-    reachable = {label for name, extent in reach.items() if extent is not None for label in labels[name]}
-    return list(canvas.layers.values()), placement, [a.name for a in wanted if a.name not in reachable]
+    restored = {}
+    with stopwatch.lap("restore"), report.stage("Restoring", len(canvas.layers)) as advance:
+        for depth, layer in canvas.layers.items():
+            restored[depth] = restore(layer, placement, scan)
+            advance(1)
+    return restored, {label for name, extent in reach.items() if extent is not None for label in labels[name]}
 
 
 def _reach(parts: Parts, hu: torch.Tensor, placement: Placement, report: Progress) -> dict[str, Extent | None]:
@@ -169,25 +234,17 @@ def _reach(parts: Parts, hu: torch.Tensor, placement: Placement, report: Progres
     if ranged and parts.scorer is not None:
         scores = score_grid(hu, placement.spacing, parts.scorer, placement.orientation)
     if scores is not None and upside_down(scores):
-        report.warn("The body seems to lie upside down: its parts come from head to feet where the header says feet to head; organs may be missed.")
+        report.warn(UPSIDE_DOWN)
     return {name: extent for model in parts.models for name, extent in extents(model, placement.shape[2], scores).items()}
-
-
-def _onto_scan(layer: Layer, placement: Placement, straight: Volume, scan: Volume) -> Any:
-    from clseg.inference.restore import restore
-
-    ids = restore(layer, placement, straight)
-    return ids if straight is scan else from_orthonormal(ids, straight, scan)
 
 
 def _facts(
     model: str, assets: Sequence[Asset], device: str, step: float, scan: Volume, image: Image, digest: str | None
 ) -> dict[str, Any]:
     """What run.json says about input, weights and program."""
-    import numpy
     import torch
 
-    versions = {"clseg": clseg.__version__, "torch": torch.__version__, "numpy": numpy.__version__}
+    versions = {"clseg": clseg.__version__, "torch": torch.__version__, "numpy": np.__version__}
     return {
         "versions": {**versions, "python": platform.python_version()},
         "input": {

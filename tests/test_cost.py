@@ -128,3 +128,10 @@ def test_a_decoder_that_does_not_fit_has_no_cost() -> None:
         cost(DecoderSpec((stage, stage), ("liver",)), SMALL, (8, 8, 8))
     with pytest.raises(WeightsError, match="skip channel 4"):
         cost(DecoderSpec((Stage(5, (7,), THREE, (4,)),), ("liver",)), SMALL, (8, 8, 8))
+
+
+def test_biases_are_weighed() -> None:
+    """5 of the transposed convolution and 2 of the head, which compute nothing that counts."""
+    plain, biased = (DecoderSpec((Stage(5, (7,), THREE),), ("liver",), bias=bias) for bias in (False, True))
+    assert cost(biased, SMALL, (8, 8, 8)) == cost(plain, SMALL, (8, 8, 8)) + Cost(5 + 2, 0)
+    assert cost(biased, SMALL, (8, 8, 8)) == counted(biased, SMALL, (8, 8, 8))

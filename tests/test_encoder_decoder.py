@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from clseg.errors import WeightsError
-from clseg.network.blocks import ConvNormAct, convolution
-from clseg.network.decoder import Decoder
+from clseg.network.blocks import ConvNormAct, ResidualBlock, convolution
+from clseg.network.decoder import Decoder, _meeting
 from clseg.network.encoder import Encoder
 from clseg.network.spec import DecoderSpec, EncoderSpec, Grid, Intensity, Level, Stage
 
@@ -137,3 +137,76 @@ def test_a_convolution_gives_the_same_with_and_without_a_gradient(kernel, stride
     assert torch.allclose(layer(x), expected, atol=1e-5)
     with torch.inference_mode():
         assert torch.allclose(layer(x), expected, atol=1e-5)
+
+
+def residual(*strides: tuple[int, int, int]) -> EncoderSpec:
+    levels = tuple(Level(8 + 4 * i, stride, THREE, 1 + i % 2) for i, stride in enumerate(strides))
+    return EncoderSpec(levels, Grid("RAS", (3.0, 3.0, 3.0), (16, 16, 16)), Intensity(-1000, 1000, 0, 500), block="residual")
+
+
+def test_a_residual_encoder_has_a_stem_and_blocks() -> None:
+    """Shapes as those of a plain one; a projection stands only where the width changes, which is in the first block of a level."""
+    encoder = Encoder(residual(ONE, (2, 2, 1), TWO))
+    shapes = [tuple(f.shape) for f in encoder(torch.zeros(1, 1, 16, 8, 12))]
+    assert shapes == [(1, 8, 16, 8, 12), (1, 12, 8, 4, 12), (1, 16, 4, 2, 6)]
+    blocks = [m for m in encoder.modules() if isinstance(m, ResidualBlock)]
+    assert [isinstance(block.skip, ConvNormAct) for block in blocks] == [False, True, False, True]
+    assert [isinstance(block.pool, nn.AvgPool3d) for block in blocks] == [False, True, False, True]
+    assert encoder.stem.conv.weight.shape == (8, 1, 3, 3, 3)
+
+
+def test_a_residual_block_with_silent_convolutions_is_its_shortcut() -> None:
+    """Scale and shift 0 in the second norm: what remains is LeakyReLU of the mean over the stride."""
+    block = ResidualBlock(1, 1, THREE, (2, 1, 1))
+    nn.init.zeros_(block.second.norm.weight)
+    x = torch.tensor([3.0, 1.0, -3.0, -1.0]).view(1, 1, 4, 1, 1).expand(1, 1, 4, 2, 2)
+    assert torch.allclose(block(x)[0, 0, :, 0, 0], torch.tensor([2.0, -0.02]))
+
+
+def test_another_kind_of_block_or_intensity_is_refused() -> None:
+    """The sentence names those that are known."""
+    spec = residual(ONE, TWO)
+    with pytest.raises(WeightsError, match="plain or residual blocks, given 'dense'"):
+        EncoderSpec(spec.levels, spec.grid, spec.intensity, block="dense")
+    with pytest.raises(WeightsError, match="ct, zscore, rescale, none, given 'histogram'"):
+        EncoderSpec(spec.levels, spec.grid, spec.intensity, scheme="histogram")
+
+
+def test_a_decoder_may_have_biases() -> None:
+    """Transposed convolutions and heads; with all weights 0 the logits are the head's bias."""
+    spec = encoder_spec(ONE, TWO)
+    decoder = Decoder(DecoderSpec((Stage(3, (5,), THREE),), ("liver",), bias=True), spec)
+    for name, parameter in decoder.named_parameters():
+        nn.init.constant_(parameter, 7.0 if name == "heads.0.bias" else 0.0)
+    assert decoder.ups[0].bias.shape == (3,)
+    assert (decoder([torch.zeros(1, 8, 4, 4, 4), torch.zeros(1, 12, 2, 2, 2)]) == 7).all()
+
+
+def test_where_sizes_differ_both_are_cropped_around_their_middles() -> None:
+    """Of 6 and 3 voxels the middle 3 remain, from voxel 1; of 4 and 7 the middle 4 of the 7, from voxel 1; equal ones are left alone."""
+    x, skip = torch.arange(6.0).view(1, 1, 6, 1, 1), torch.arange(3.0).view(1, 1, 3, 1, 1)
+    cropped, kept = _meeting(x, skip, "crop")
+    assert (cropped.flatten().tolist(), kept is not skip, kept.flatten().tolist()) == ([1.0, 2.0, 3.0], True, [0.0, 1.0, 2.0])
+    _, cropped = _meeting(torch.zeros(1, 1, 4, 1, 1), torch.arange(7.0).view(1, 1, 7, 1, 1), "crop")
+    assert cropped.flatten().tolist() == [1.0, 2.0, 3.0, 4.0]
+    assert _meeting(x, x, "crop")[0] is x
+
+
+def test_where_sizes_differ_the_one_from_below_is_resized() -> None:
+    """Corners stay corners: 0 … 6 on 4 voxels become 0, 3, 6 on 3."""
+    x = torch.tensor([0.0, 2.0, 4.0, 6.0]).view(1, 1, 4, 1, 1)
+    resized, skip = _meeting(x, torch.zeros(1, 2, 3, 1, 1), "resize")
+    assert (resized.flatten().tolist(), skip.shape[1]) == ([0.0, 3.0, 6.0], 2)
+
+
+def test_windows_that_strides_do_not_divide() -> None:
+    """13 voxels under strides of 4 come out as 13 with either rule, and are an error without one."""
+    spec = encoder_spec(ONE, TWO, TWO)
+    maps = Encoder(spec)(torch.randn(1, 1, 13, 8, 6))
+    stages = (Stage(8, (8,), THREE), Stage(8, (8,), THREE))
+    for rule in ("crop", "resize"):
+        assert Decoder(DecoderSpec(stages, ("liver",), mismatch=rule), spec)(maps).shape == (1, 2, 13, 8, 6)
+    with pytest.raises(RuntimeError):
+        Decoder(DecoderSpec(stages, ("liver",)), spec)(maps)
+    with pytest.raises(WeightsError, match="mismatch is one of '', 'crop', 'resize', given 'stretch'"):
+        DecoderSpec(stages, ("liver",), mismatch="stretch")

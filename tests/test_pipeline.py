@@ -109,15 +109,17 @@ def test_finer_and_coarser_scans_get_masks_on_their_own_grid(tiny, spacing):
 
 
 def body_by_threshold(scan, parts, wanted, catalogue, *_):
-    """In place of the network: the body is what is denser than -300 HU, as a soft layer on the model's grid."""
+    """In place of the network: the body is what is denser than -300 HU, as a soft layer on the model's grid, restored."""
     from clseg.inference.merge import Layer
     from clseg.inference.prepare import onto_grid, place
+    from clseg.inference.restore import restore
 
     oriented, placement = place(scan, parts.grid)
     sure = 1 / (1 + np.exp(-(onto_grid(oriented.array, placement).numpy() + 300) / 150))
     labels = np.where(sure > 0.5, catalogue["body"].id, 0).astype(np.uint16)
     score = np.where(labels > 0, np.round(255 * sure), 0).astype(np.uint8)
-    return [Layer(labels, score, {catalogue["body"].id: [faint(labels, catalogue["body"].id, sure)]})], placement, []
+    layer = Layer(labels, score, {catalogue["body"].id: [faint(labels, catalogue["body"].id, sure)]})
+    return [restore(layer, placement, scan)], []
 
 
 @pytest.mark.parametrize("tilt", [0.02, -0.1, 0.25])
@@ -387,3 +389,24 @@ def test_a_scan_against_its_header_is_told(monkeypatch):
         monkeypatch.setattr(bodypart, "score_grid", lambda *_, ends=ends: np.linspace(*ends, 50))
         assert pipeline._reach(parts, None, placement, told)["lungs"] is not None
         assert len([text for text in told.warnings if "upside down" in text]) == warned
+
+
+# ---- networks of other programs ---------------------------------------------------------------------------------------
+
+
+def test_what_decoders_with_a_plan_found_stays_and_ours_take_what_is_free(monkeypatch) -> None:
+    """On one layer the earlier result has the voxel; another layer is not touched; each side's structures count as looked for."""
+    from clseg import pipeline
+    from clseg.catalogue import Catalogue
+    from clseg.inference.parts import Parts
+    from clseg.progress import SILENT
+    from clseg.stopwatch import Stopwatch
+
+    row = lambda *ids: np.array(ids, np.uint16).reshape(-1, 1, 1)  # noqa: E731
+    monkeypatch.setattr(pipeline, "_planned", lambda *_: ({1: row(5, 5, 0, 0), 2: row(0, 7, 0, 0)}, {"liver"}))
+    monkeypatch.setattr(pipeline, "_house", lambda *_: ({0: row(1, 1, 1, 0), 1: row(0, 6, 6, 6)}, {"body"}))
+    wanted = tuple(Catalogue.builtin()[name] for name in ("body", "liver", "spleen"))
+    parts = Parts(("house",), None, frozenset(), ("planned",))
+    layers, unreachable = pipeline._infer(None, parts, wanted, None, "cpu", 0.5, Stopwatch(), SILENT)
+    assert [layer.ravel().tolist() for layer in layers] == [[1, 1, 1, 0], [5, 5, 6, 6], [0, 7, 0, 0]]
+    assert unreachable == ["spleen"]

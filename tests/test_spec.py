@@ -70,12 +70,20 @@ grids = st.builds(
 )
 intensities = st.builds(Intensity, st.floats(-2000, -1), st.floats(1, 3000), st.floats(-500, 500), st.floats(0.1, 1000))
 levels = st.builds(Level, st.integers(1, 512), triples, triples, st.integers(1, 4))
-encoders = st.builds(EncoderSpec, st.lists(levels, min_size=2, max_size=7).map(tuple), grids, intensities, st.integers(1, 3))
+encoders = st.builds(
+    EncoderSpec,
+    st.lists(levels, min_size=2, max_size=7).map(tuple),
+    grids,
+    intensities,
+    st.integers(1, 3),
+    block=st.sampled_from(["plain", "residual"]),
+    scheme=st.sampled_from(["ct", "zscore"]),
+)
 skips = st.none() | st.sets(st.integers(0, 511), max_size=9).map(lambda channels: tuple(sorted(channels)))
 stages = st.builds(Stage, st.integers(1, 512), st.lists(st.integers(1, 512), min_size=1, max_size=4).map(tuple), triples, skips)
 names = st.lists(st.text(min_size=1), min_size=1, unique=True).map(tuple)
 supporters = st.lists(st.builds(Supporter, st.text(min_size=1), names, st.text()), max_size=3, unique_by=lambda one: one.name).map(tuple)
-decoders = st.builds(DecoderSpec, st.lists(stages, min_size=1, max_size=6).map(tuple), names, st.booleans(), supporters)
+decoders = st.builds(DecoderSpec, st.lists(stages, min_size=1, max_size=6).map(tuple), names, st.booleans(), supporters, bias=st.booleans())
 
 
 @given(encoders)

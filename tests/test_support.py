@@ -69,6 +69,17 @@ def test_the_head_is_the_formula() -> None:
     torch.testing.assert_close(head(logits, supports), expected, atol=1e-5, rtol=1e-4)
 
 
+def test_the_last_convolution_may_have_a_bias() -> None:
+    """With one of 2 and a gate of 0.5 every logit is 1 more than without."""
+    torch.manual_seed(0)
+    plain, biased = SupportHead(own=2, others=3), SupportHead(own=2, others=3, bias=True)
+    biased.load_state_dict({**plain.state_dict(), "head.bias": torch.full((2,), 2.0)})
+    logits, supports = noise(1, 2, 5, 4, 3), [noise(1, 3, 5, 4, 3, seed=1)]
+    torch.testing.assert_close(biased(logits, supports), plain(logits, supports) + 1.0)
+    spec = DecoderSpec(STAGES, ("lens",), supporters=(EYES,), support_bias=True)
+    assert {"support.0.head.bias", "support.1.head.bias"} <= Decoder(spec, SPEC).state_dict().keys()
+
+
 def test_a_closed_gate_gives_the_logits_untouched_and_computes_nothing() -> None:
     """At inference a gate of 0 hands back the very tensor, even one with -0.0 and NaN, and the convolutions do not run."""
     head = SupportHead(own=1, others=1)

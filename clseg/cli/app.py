@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from clseg.cli import bodypart, recipe, weights
+from clseg.cli import bodypart, recipe, weights, weights_import
 from clseg.cli.cases import cases
 from clseg.cli.console import INTERRUPTED
 from clseg.cli.demo import demo
@@ -25,6 +25,7 @@ for command in (demo, rois, evaluate, train, learn, update, prune, export, cases
     app.command()(command)
 app.add_typer(recipe.app, name="recipe")
 app.add_typer(bodypart.app, name="bodypart")
+weights.app.add_typer(weights_import.app, name="import")
 app.add_typer(weights.app, name="weights")
 
 

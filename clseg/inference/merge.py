@@ -36,6 +36,7 @@ import torch
 from clseg.catalogue import Anatomy, Catalogue
 from clseg.inference.extent import Extent
 from clseg.inference.predictor import Slab
+from clseg.spatial.crop import Box
 from clseg.volume import Shape, Spacing
 
 FULL = 255  # a probability of 1 in the stored byte
@@ -65,6 +66,24 @@ class Layer:
     labels: np.ndarray
     score: np.ndarray
     faint: dict[int, list[Faint]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What one decoder says in a `box` of the grid: catalogue ids, 0 nothing, and the probability × 255 of each."""
+
+    box: Box
+    ids: np.ndarray
+    score: np.ndarray
+
+    def at(self, where: tuple[np.ndarray, ...]) -> tuple[np.ndarray, np.ndarray]:
+        """Ids and probabilities (float32) at these voxels of the grid, 0 beyond the box."""
+        local = [axis - part.start for axis, part in zip(where, self.box, strict=True)]
+        inside = np.all([(axis >= 0) & (axis < n) for axis, n in zip(local, self.ids.shape, strict=True)], axis=0)
+        ids, strength = np.zeros(len(inside), np.uint16), np.zeros(len(inside), np.float32)
+        place = tuple(axis[inside] for axis in local)
+        ids[inside], strength[inside] = self.ids[place], self.score[place] / np.float32(FULL)
+        return ids, strength
 
 
 @dataclass
@@ -101,6 +120,20 @@ class Canvas:
         self._labels = labels
         self._waiting = slab if self._waiting is None else _joined(self._waiting, slab)
         self._merge_waiting(_end(self._waiting) - self._reach[2])  # a lesion in the next slab may be near to these
+
+    def paint_whole(self, claims: Sequence[Claim]) -> None:
+        """Paint the whole grid at once with all that decoders say about it, by rules 3 and 4."""
+        views = {depth: (layer.labels, layer.score) for depth, layer in self.layers.items()}
+        disputed = np.zeros(self.shape, bool)
+        for claim in claims:
+            mine = [int(id) for id in np.unique(claim.ids) if id]
+            here = {depth: (labels[claim.box], score[claim.box]) for depth, (labels, score) in views.items()}
+            for depth, (there, _) in here.items():
+                if self._table.compete(mine, depth):
+                    disputed[claim.box] |= self._table.rivals(claim.ids, there)
+            self._put(here, claim.ids, claim.score / np.float32(FULL), set(self._table.depth[mine]))
+        where = np.nonzero(disputed)
+        self._settle(views, where, [claim.at(where) for claim in claims])
 
     def finish(self) -> None:
         """Paint what had to wait for the slices above it."""
@@ -194,7 +227,8 @@ class Canvas:
                 if self._table.compete(mine, depth):
                     disputed |= self._table.rivals(ids, there)
             self._put(views, ids, strength, set(self._table.depth[mine]))
-        self._settle(views, claims, disputed)
+        where = np.nonzero(disputed)
+        self._settle(views, where, [(claim[where], best[where]) for claim, best in claims])
         for decoder in decoders:
             self._keep_faint(decoder, slab, labels[decoder], silent, views)
 
@@ -221,12 +255,11 @@ class Canvas:
             labels[mine] = ids[mine]
             score[mine] = _byte(strength[mine])
 
-    def _settle(self, views: _Views, claims: list[tuple[np.ndarray, np.ndarray]], disputed: np.ndarray) -> None:
-        """Give disputed voxels away anew: from the strongest claim to the weakest, each unless a rival has the voxel by then."""
-        where = np.nonzero(disputed)
+    def _settle(self, views: _Views, where: tuple[np.ndarray, ...], claims: list[tuple[np.ndarray, np.ndarray]]) -> None:
+        """Give the disputed voxels `where` away anew: from the strongest claim to the weakest, each unless a rival has the voxel by then."""
         if not where[0].size:
             return
-        ids, strength = self._ranked([(claim[where], best[where]) for claim, best in claims])
+        ids, strength = self._ranked(claims)
         for labels, score in views.values():
             labels[where] = score[where] = 0
         for number in range(len(ids)):

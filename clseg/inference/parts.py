@@ -20,11 +20,16 @@ from clseg.network.spec import Grid
 
 @dataclass(frozen=True)
 class Parts:
-    """One Model per encoder, all on one grid; the scorer of slices, if there is one; decoders trained on pathological cases."""
+    """One Model per encoder, all on one grid; the scorer of slices, if there is one; decoders trained on pathological cases.
+
+    `planned` are models, each on a grid of its own, whose decoders that answer have a
+    plan (`clseg.network.plan`); an encoder with decoders of both kinds is in both.
+    """
 
     models: tuple[Model, ...]
     scorer: SliceScorer | None
     pathological: frozenset[str]
+    planned: tuple[Model, ...] = ()
 
     @property
     def grid(self) -> Grid:
@@ -38,7 +43,7 @@ class Parts:
     @property
     def answering(self) -> tuple[str, ...]:
         """The decoders that answer; others only support."""
-        return tuple(name for model in self.models for name in model.slices)
+        return tuple(name for model in (*self.models, *self.planned) for name in model.slices)
 
 
 def load_parts(assets: Sequence[Asset], files: Mapping[str, Path], answering: Collection[str]) -> Parts:
@@ -48,14 +53,23 @@ def load_parts(assets: Sequence[Asset], files: Mapping[str, Path], answering: Co
     """
     encoders = {a.sha256: load(files[a.name]) for a in assets if a.kind == "encoder"}  # by content: copies are loaded once
     decoders = {a.name: load(files[a.name]) for a in assets if a.kind == "decoder"}
-    models = tuple(model.answering(answering) for model in _by_encoder(list(encoders.values()), decoders))
+    every = [model.answering(answering) for model in _by_encoder(list(encoders.values()), decoders)]
+    models, planned = (tuple(_with(every, planned=wanted)) for wanted in (False, True))
     grids = {model.spec.grid for model in models}
     if len(grids) > 1:
         shown = " and ".join(f"{g.spacing} mm in windows of {g.patch}" for g in sorted(grids, key=str))
         raise WeightsError(f"The structures asked for need encoders on different grids, {shown}.", tip="Ask for them in separate runs, with --roi.")
     scorers = [load_bodypart(files[a.name]) for a in assets if a.kind == "bodypart"]
     pathological = frozenset(name for name, part in decoders.items() if part.card.get("pathological") is True)
-    return Parts(models, scorers[0] if scorers else None, pathological)
+    return Parts(models, scorers[0] if scorers else None, pathological, planned)
+
+
+def _with(models: Sequence[Model], *, planned: bool) -> Iterator[Model]:
+    """The models in which only decoders with a plan answer, or only those without; models in which then none does are left out."""
+    for model in models:
+        mine = [name for name in model.slices if (model.decoders[name].spec.plan is not None) == planned]
+        if mine:
+            yield model.answering(mine)
 
 
 def _by_encoder(encoders: Sequence[Checkpoint], decoders: Mapping[str, Checkpoint]) -> Iterator[Model]:

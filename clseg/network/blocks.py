@@ -45,24 +45,46 @@ def _straight_to_onednn(x: torch.Tensor) -> bool:
     return plain and not torch.is_grad_enabled() and torch.backends.mkldnn.is_available()
 
 
-def convolution(inputs: int, outputs: int, kernel: Triple, stride: Triple = POINT) -> nn.Conv3d:
-    """A convolution with bias that keeps the size, divided by `stride`."""
+def convolution(inputs: int, outputs: int, kernel: Triple, stride: Triple = POINT, bias: bool = True) -> nn.Conv3d:
+    """A convolution that keeps the size, divided by `stride`."""
     if kernel == POINT and stride == POINT:
-        return PointConv(inputs, outputs)
-    return Conv(inputs, outputs, kernel, stride, padding=tuple(k // 2 for k in kernel))
+        return PointConv(inputs, outputs, bias)
+    return Conv(inputs, outputs, kernel, stride, padding=tuple(k // 2 for k in kernel), bias=bias)
 
 
 class ConvNormAct(nn.Module):
-    """Conv3d (with bias) → InstanceNorm3d (eps 1e-5, affine) → LeakyReLU 0.01 (optional).
+    """Conv3d → InstanceNorm3d (eps 1e-5, affine) → LeakyReLU 0.01 (optional).
 
     Maps (batch, `inputs`, x, y, z) to (batch, `outputs`, x/stride, y/stride, z/stride).
     """
 
-    def __init__(self, inputs: int, outputs: int, kernel: Triple, stride: Triple = POINT, act: bool = True) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, kernel: Triple, stride: Triple = POINT, act: bool = True, bias: bool = True
+    ) -> None:
         super().__init__()
-        self.conv = convolution(inputs, outputs, kernel, stride)
+        self.conv = convolution(inputs, outputs, kernel, stride, bias)
         self.norm = nn.InstanceNorm3d(outputs, eps=1e-5, affine=True)
         self.act = nn.LeakyReLU(0.01, inplace=True) if act else nn.Identity()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.act(self.norm(self.conv(x)))
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions beside a shortcut, as in the residual encoders of nnU-Net: LeakyReLU(second(first(x)) + skip(x)).
+
+    The shortcut averages over `stride` where that is not 1, and is projected (1×1×1 without
+    bias, normalised) where the width changes.
+    Maps (batch, `inputs`, x, y, z) to (batch, `outputs`, x/stride, y/stride, z/stride).
+    """
+
+    def __init__(self, inputs: int, outputs: int, kernel: Triple, stride: Triple = POINT) -> None:
+        super().__init__()
+        self.first = ConvNormAct(inputs, outputs, kernel, stride)
+        self.second = ConvNormAct(outputs, outputs, kernel, act=False)
+        self.pool = nn.AvgPool3d(stride, stride) if stride != POINT else nn.Identity()
+        self.skip = ConvNormAct(inputs, outputs, POINT, act=False, bias=False) if inputs != outputs else nn.Identity()
+        self.act = nn.LeakyReLU(0.01, inplace=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.act(self.second(self.first(x)) + self.skip(self.pool(x)))

@@ -35,6 +35,7 @@ def cost(spec: DecoderSpec, encoder: EncoderSpec, patch: Triple) -> Cost:
     for index, (stage, join, voxels) in enumerate(stages):
         # each voxel above comes from one voxel below: stride³ weights a pair, one multiplication each
         total += Cost(prod(join.stride) * join.below * stage.up, 2 * join.below * stage.up * voxels)
+        total += Cost((stage.up + outputs) * spec.bias, 0)
         inputs = stage.up + join.skip
         for width in stage.convs:
             total += _convolution(inputs, width, prod(stage.kernel), voxels) + Cost(3 * width, 0)  # bias, scale, shift

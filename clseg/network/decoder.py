@@ -34,7 +34,7 @@ class Decoder(nn.Module):
         wiring = joins(spec, encoder)
         self.spec = spec
         self.ups = nn.ModuleList(
-            nn.ConvTranspose3d(join.below, stage.up, join.stride, join.stride, bias=False)
+            nn.ConvTranspose3d(join.below, stage.up, join.stride, join.stride, bias=spec.bias)
             for join, stage in zip(wiring, spec.stages, strict=True)
         )
         self.skips = nn.ModuleList(
@@ -45,9 +45,9 @@ class Decoder(nn.Module):
             for stage, join in zip(spec.stages, wiring, strict=True)
         )
         outputs = len(spec.labels) + 1
-        self.heads = nn.ModuleList(PointConv(stage.convs[-1], outputs, bias=False) for stage in spec.stages)
+        self.heads = nn.ModuleList(PointConv(stage.convs[-1], outputs, bias=spec.bias) for stage in spec.stages)
         others = sum(len(supporter.labels) + 1 for supporter in spec.supporters)
-        self.support = nn.ModuleList(SupportHead(outputs, others) for _ in spec.stages if others)
+        self.support = nn.ModuleList(SupportHead(outputs, others, spec.support_bias) for _ in spec.stages if others)
 
     def forward(self, features: Sequence[torch.Tensor], supports: Supports = ()) -> torch.Tensor:
         return self.forward_deep(features, 1, supports)[0]
@@ -66,7 +66,7 @@ class Decoder(nn.Module):
 
     def _step(self, stage: int, x: torch.Tensor, features: Sequence[torch.Tensor]) -> torch.Tensor:
         skip = self.skips[stage](features[-2 - stage])
-        return self.convs[stage](torch.cat([self.ups[stage](x), skip], dim=1))
+        return self.convs[stage](torch.cat(_meeting(self.ups[stage](x), skip, self.spec.mismatch), dim=1))
 
     def _logits(self, stage: int, x: torch.Tensor, supports: Supports) -> torch.Tensor:
         logits = self.heads[stage](x)
@@ -79,6 +79,22 @@ def _alike(support: Sequence[torch.Tensor], logits: torch.Tensor) -> torch.Tenso
     """A supporter's logits at the level of `logits`; those of a supporter that ends at a coarser level are upsampled."""
     size = logits.shape[2:]
     return upsampled(next((level for level in support if level.shape[2:] == size), support[0]), size)
+
+
+def _meeting(x: torch.Tensor, skip: torch.Tensor, mismatch: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """`x` from below and the skip, of one size, by the rule `mismatch` of the decoder's spec."""
+    if not mismatch or x.shape[2:] == skip.shape[2:]:
+        return x, skip
+    if mismatch == "resize":
+        return nn.functional.interpolate(x, size=skip.shape[2:], mode="trilinear", align_corners=True), skip
+    shared = tuple(map(min, x.shape[2:], skip.shape[2:]))
+    return _centre(x, shared), _centre(skip, shared)
+
+
+def _centre(x: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """The middle of the last three axes, one voxel nearer to the beginning where halves do not come out."""
+    first = [(n - wanted) // 2 for n, wanted in zip(x.shape[2:], shape, strict=True)]
+    return x[(..., *(slice(start, start + wanted) for start, wanted in zip(first, shape, strict=True)))]
 
 
 class Channels(nn.Module):

@@ -12,9 +12,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from clseg.errors import WeightsError
+from clseg.network.plan import SCHEMES, Plan, plan_from_dict
 
 Triple = tuple[int, int, int]
 
+BLOCKS = ("plain", "residual")
+MISMATCHES = ("", "crop", "resize")
 _LATER = {"later": True}  # fields that older files lack; left out where they have their default, so that fingerprints stay
 
 
@@ -67,7 +70,11 @@ class EncoderSpec:
     """The general encoder: its levels from full resolution to bottleneck, and what it eats.
 
     `levels[0].stride` may be larger than 1 (a strided stem); logits are then
-    upsampled trilinearly to the patch.
+    upsampled trilinearly to the patch.  `block` is what a level is made of: "plain"
+    convolutions, or "residual" blocks of two behind a stem, as in nnU-Net's ResEnc;
+    `convs` then counts blocks.  `scheme` is "ct" where `intensity` is how HU become its
+    input; another word (see `clseg.network.plan.SCHEMES`) means that only decoders with a
+    plan can be run on it, and none be learned.
     """
 
     levels: tuple[Level, ...]
@@ -75,10 +82,16 @@ class EncoderSpec:
     intensity: Intensity
     channels: int = 1
     norm: str = "instance"
+    block: str = field(default="plain", metadata=_LATER)
+    scheme: str = field(default="ct", metadata=_LATER)
 
     def __post_init__(self) -> None:
         if len(self.levels) < 2:
             raise WeightsError("An encoder has at least two levels.")
+        if self.block not in BLOCKS:
+            raise WeightsError(f"An encoder is built of {' or '.join(BLOCKS)} blocks, given '{self.block}'.")
+        if self.scheme not in SCHEMES:
+            raise WeightsError(f"An encoder's intensity scheme is one of {', '.join(SCHEMES)}, given '{self.scheme}'.")
         if self.norm != "instance":
             raise WeightsError(f"Only 'instance' normalisation is known, given '{self.norm}'.")
 
@@ -129,15 +142,27 @@ class DecoderSpec:
 
     `last_activation` is False where the last convolution of every stage goes
     without LeakyReLU, as in CL-Net; a stage with a single convolution keeps it.
-    `supporters` are the decoders whose logits feed its support heads, in this order.
+    `supporters` are the decoders whose logits feed its support heads, in this order;
+    `support_bias` is whether the last convolution of those heads has a bias, `bias`
+    whether transposed convolutions and heads have one.  `mismatch` says what happens
+    where a window is not divisible by the strides and a stage meets a skip of another
+    size: "crop" both around their centres to what they share, "resize" what comes from
+    below to the skip; "" is an error.  `plan` is what the program that trained the
+    decoder does around it (None: it is one of ours).
     """
 
     stages: tuple[Stage, ...]
     labels: tuple[str, ...]
     last_activation: bool = False
     supporters: tuple[Supporter, ...] = field(default=(), metadata=_LATER)
+    bias: bool = field(default=False, metadata=_LATER)
+    plan: Plan | None = field(default=None, metadata=_LATER)
+    mismatch: str = field(default="", metadata=_LATER)
+    support_bias: bool = field(default=False, metadata=_LATER)
 
     def __post_init__(self) -> None:
+        if self.mismatch not in MISMATCHES:
+            raise WeightsError(f"A decoder's mismatch is one of {', '.join(map(repr, MISMATCHES))}, given {self.mismatch!r}.")
         if not self.labels or len(set(self.labels)) != len(self.labels):
             raise WeightsError(f"A decoder needs labels, each once, given {self.labels}.")
         names = [supporter.name for supporter in self.supporters]
@@ -213,7 +238,7 @@ def encoder_from_dict(data: dict[str, Any]) -> EncoderSpec:
         fields = _exactly(EncoderSpec, data)
         levels = tuple(Level(**_exactly(Level, v)) for v in fields["levels"])
         grid, intensity = Grid(**_exactly(Grid, fields["grid"])), Intensity(**_exactly(Intensity, fields["intensity"]))
-        return EncoderSpec(levels, grid, intensity, fields["channels"], fields["norm"])
+        return EncoderSpec(**{**fields, "levels": levels, "grid": grid, "intensity": intensity})
     except TypeError as error:
         raise WeightsError(f"The encoder's spec is not usable: {error}.") from error
 
@@ -224,7 +249,8 @@ def decoder_from_dict(data: dict[str, Any]) -> DecoderSpec:
         fields = _exactly(DecoderSpec, data)
         stages = tuple(Stage(**_exactly(Stage, v)) for v in fields["stages"])
         supporters = tuple(Supporter(**_exactly(Supporter, v)) for v in fields.get("supporters", ()))
-        return DecoderSpec(stages, fields["labels"], fields["last_activation"], supporters)
+        plan = plan_from_dict(fields["plan"]) if fields.get("plan") is not None else None
+        return DecoderSpec(**{**fields, "stages": stages, "supporters": supporters, "plan": plan})
     except TypeError as error:
         raise WeightsError(f"The decoder's spec is not usable: {error}.") from error
 

@@ -15,14 +15,15 @@ class SupportHead(nn.Module):
 
     Maps `logits` (batch, `own`, x, y, z) and the supporters' logits of the same level
     (together `others` channels) to logits (batch, `own`, x, y, z).  No gradient
-    reaches the supporters.  A gate of 0 gives `logits` back untouched.
+    reaches the supporters.  A gate of 0 gives `logits` back untouched.  `bias` is that
+    of the Conv1x1, which the authors' own networks have.
     """
 
-    def __init__(self, own: int, others: int) -> None:
+    def __init__(self, own: int, others: int, bias: bool = False) -> None:
         super().__init__()
         hidden = 2 * (own + others)
         self.mix = ConvNormAct(own + others, hidden, (3, 3, 3))
-        self.head = PointConv(hidden, own, bias=False)
+        self.head = PointConv(hidden, own, bias=bias)
         self.gate = nn.Parameter(torch.tensor(0.5))
 
     def forward(self, logits: torch.Tensor, supports: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -41,8 +41,10 @@ class Base:
         listing = Manifest(models, listing.assets)
         encoders = [asset for asset in listing.listed(model) if asset.kind == "encoder"]
         if len(encoders) != 1:
-            raise WeightsError(f"Learning needs a model with one encoder, '{model}' lists {len(encoders)}.")
+            tip = "Of an imported model with several, import one training by itself, with --folds 0." if encoders else None
+            raise WeightsError(f"Learning needs a model with one encoder, '{model}' lists {len(encoders)}.", tip=tip)
         checkpoint = load(fetch(encoders)[encoders[0].name])
+        _refuse_other_intensities(model, checkpoint)
         return cls(model, listing, encoders[0], checkpoint, fingerprint(checkpoint.tensors, checkpoint.spec), mine)
 
     @property
@@ -132,6 +134,14 @@ class Base:
             encoder=None,
             decoder=decoders,
         )
+
+
+def _refuse_other_intensities(model: str, checkpoint: Checkpoint) -> None:
+    """WeightsError for an imported encoder that wants intensities which clseg's own training does not make."""
+    scheme = checkpoint.spec.scheme  # type: ignore[union-attr]
+    if scheme != "ct":
+        told = f"The encoder of '{model}' wants intensities by the scheme '{scheme}', learning knows 'ct' (fixed clipping, mean and deviation) only."
+        raise WeightsError(told, tip="Learn on a model that was trained with CTNormalization.")
 
 
 def _listed_by(run: Path, listing: Manifest) -> frozenset[str]:

@@ -128,6 +128,9 @@ def open_decoder(asset: Asset, base: Base) -> tuple[Model | None, Checkpoint]:
         told = f"Decoder '{asset.name}' belongs to another encoder than the model '{base.model}' has today, so it cannot be trained on."
         raise TrainingError(told, tip="Learn its structures anew with `clseg learn`.")
     spec: DecoderSpec = checkpoint.spec  # type: ignore[assignment]
+    if spec.plan is not None:
+        told = f"Decoder '{asset.name}' was imported and is run as the program does that trained it, so it cannot be trained on here."
+        raise TrainingError(told, tip="Learn its structures anew with `clseg learn`, into a model of its own.")
     if not spec.supporters:
         return None, checkpoint
     parts = {one.name: load(files[one.name]) for one in base.closure([asset]) if one.kind == "decoder"}

@@ -7,14 +7,18 @@ by its name, and nothing of it runs.
 
 from __future__ import annotations
 
+import pickle
 import pickletools
 import re
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from clseg.errors import WeightsError
 
+_PLAIN_NAMES = {("collections", "OrderedDict"), ("numpy", "dtype"), ("numpy", "ndarray")} | {
+    (f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in ("_reconstruct", "scalar")
+}
 _REFUSED = re.compile(r"(?:Unsupported global: GLOBAL|GLOBAL|Unsupported class|Trying to load unsupported GLOBAL) ([\w.]+)")
 
 
@@ -41,6 +45,47 @@ def load_torch(path: Path) -> dict[str, Any]:
     return content
 
 
+def load_plain(path: Path) -> dict[str, Any]:
+    """The dictionary of plain containers and NumPy arrays in a `.pkl` file, such as nnU-Net v1 writes plans.
+
+    Raises WeightsError as `load_torch` does.
+    """
+    try:
+        with path.open("rb") as file:
+            content = _PlainUnpickler(file, path).load()
+    except FileNotFoundError as error:
+        raise WeightsError(f"There is no file {path}.") from error
+    except (MemoryError, WeightsError):
+        raise
+    except Exception as error:  # damaged pickles bring errors of every kind
+        raise WeightsError(f"{path} is not a pickle, or it is damaged: {type(error).__name__}: {error}", tip="Copy or fetch it again.") from error
+    if not isinstance(content, dict):
+        raise WeightsError(f"{path} holds a {type(content).__name__}, expected a dictionary.")
+    return content
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Builds what is in `_PLAIN_NAMES` and nothing else; a name that is not is never even looked up."""
+
+    def __init__(self, file: IO[bytes], path: Path) -> None:
+        super().__init__(file)
+        self._path = path
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _PLAIN_NAMES:
+            raise _not_plain(self._path, f"{module}.{name}")
+        return super().find_class(module.replace("numpy.core", "numpy._core") if _new_numpy() else module, name)
+
+    def persistent_load(self, pid: Any) -> Any:
+        raise _not_plain(self._path, f"the outside object {pid!r:.60}")
+
+
+def _new_numpy() -> bool:
+    import numpy as np
+
+    return not np.__version__.startswith("1.")
+
+
 def _plain() -> list[Any]:
     """What a file may build besides tensors and containers: NumPy numbers, under their old and new names."""
     import numpy as np
@@ -54,11 +99,15 @@ def _plain() -> list[Any]:
 def _refusal(path: Path, error: Exception) -> WeightsError:
     name = _REFUSED.search(str(error))
     if name:
-        told = f"{path} wants to run or build '{name[1]}', which is no plain content; nothing of it was run."
-        return WeightsError(told, tip="If you trust its author, load it in a sandbox and save its weights alone: torch.save(state_dict).")
+        return _not_plain(path, name[1])
     if not _looks_whole(path):
         return WeightsError(f"{path} is not a file that torch.save wrote, or it is damaged.", tip="Copy or fetch it again.")
     return WeightsError(f"{path} cannot be read as plain weights: {str(error).splitlines()[0][:200]}")
+
+
+def _not_plain(path: Path, name: str) -> WeightsError:
+    told = f"{path} wants to run or build '{name}', which is no plain content; nothing of it was run."
+    return WeightsError(told, tip="If you trust its author, load it in a sandbox and save its plain content alone: torch.save(state_dict).")
 
 
 def _looks_whole(path: Path) -> bool:

@@ -1,0 +1,163 @@
+"""Export: mean scores on the network's grid → label map and winner's probability on the scan's, row by row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from clseg.inference.planned.prepare import View, nonzero_bounds, scan_axes
+from clseg.inference.planned.resample import coarse_axis
+from clseg.network.plan import Plan
+from clseg.spatial.crop import Box
+from clseg.volume import Volume
+
+FULL = 255  # a probability of 1 in the stored byte
+CHUNK = 1 << 20  # about so many voxels of the scan at a time, which bounds memory
+
+
+@dataclass(frozen=True)
+class LabelMap:
+    """One answer in the `box` of the scan that holds all of it: channel numbers, 0 background, and the winner's probability × 255."""
+
+    box: Box
+    labels: np.ndarray
+    score: np.ndarray
+
+
+@dataclass
+class Export:
+    """Collects the rows of one answer, in their order, and gives away what is finished.
+
+    "linear": every channel goes back to the voxels of the box by itself, then the largest
+    wins; only a few rows and one channel of them are held.  "nearest": the largest wins,
+    then the label map goes back.
+    """
+
+    view: View
+    plan: Plan
+    _labels: np.ndarray = field(init=False, repr=False)
+    _score: np.ndarray = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._labels = np.zeros(self.view.cropped, np.uint8)
+        self._score = np.zeros(self.view.cropped, np.uint8)
+        self._axes = _axes(self.view, self.plan)
+        self._first, self._held = 0, torch.zeros(0)  # rows of the network's grid that later rows of the box need
+        self._done = 0  # rows of the box
+
+    def add(self, start: int, scores: torch.Tensor) -> None:
+        """Rows from `start`, (channels, rows, …); they follow on those before."""
+        if self._held.numel():
+            start, scores = self._first, torch.cat([self._held, scores], dim=1)
+        if len(scores) > 256:
+            self._labels = self._labels.astype(np.uint16, copy=False)
+        end = start + scores.shape[1]
+        low, high, _ = self._axes[0]
+        ready = len(high) if end == self.view.shape[0] else int(np.searchsorted(high, end))  # `high` never falls
+        step = max(1, CHUNK // (self.view.cropped[1] * self.view.cropped[2]))
+        for first in range(self._done, ready, step):
+            self._fill(slice(first, min(first + step, ready)), start, scores)
+        self._done = max(self._done, ready)
+        kept = max(start, min(end, int(low[ready]))) if ready < len(low) else end
+        self._first, self._held = kept, scores[:, kept - start :].clone()
+
+    def finished(self, scan: Volume) -> LabelMap:
+        """What was found, on the grid of `scan`."""
+        placed = []
+        for values in (self._labels, self._score):
+            whole = np.zeros(self.view.scan_shape, values.dtype)
+            whole[self.view.box] = values
+            placed.append(scan_axes(whole, scan, self.plan))
+        labels, score = placed
+        box = tuple(slice(*bound) for bound in nonzero_bounds(labels)) if labels.any() else (slice(0, 0),) * 3
+        return LabelMap(box, labels[box].copy(), score[box].copy())  # type: ignore[arg-type]
+
+    def _fill(self, rows: slice, start: int, scores: torch.Tensor) -> None:
+        """Some rows of the box from the rows of scores that begin at `start`."""
+        low, high, share = (axis[rows] for axis in self._axes[0])
+        axes = [(low - start, high - start, share), *self._axes[1:]]
+        winner = _nearest_winner if self.plan.export == "nearest" else _linear_winner
+        labels, score = winner(scores, axes, self.plan.averaged)
+        self._labels[rows] = labels
+        self._score[rows] = (score * FULL).round().clamp(0, FULL).to(torch.uint8).numpy()
+
+
+_Axis = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""per voxel of the box two voxels of the network's grid and the share of the second, float32"""
+
+
+def _linear_winner(scores: torch.Tensor, axes: list[_Axis], averaged: str) -> tuple[np.ndarray, torch.Tensor]:
+    """Largest channel and its probability, channel by channel: only the best so far and the sum of exponentials are kept."""
+    ceiling = _interpolated(scores.amax(dim=0), axes)  # no channel is above it, so that no exponential is above 1
+    best, label = _interpolated(scores[0], axes), np.zeros(ceiling.shape, np.uint16)
+    total = torch.exp(best - ceiling) if averaged == "logits" else None
+    for channel in range(1, len(scores)):
+        one = _interpolated(scores[channel], axes)
+        np.copyto(label, channel, where=one.numpy() > best.numpy())
+        torch.maximum(best, one, out=best)
+        if total is not None:
+            total += one.sub_(ceiling).exp_()
+    if total is None:
+        return label, best
+    return label, torch.exp(best - ceiling) / total.clamp(min=torch.finfo(total.dtype).tiny)
+
+
+def _nearest_winner(scores: torch.Tensor, axes: list[_Axis], averaged: str) -> tuple[np.ndarray, torch.Tensor]:
+    picked = scores
+    for axis, (low, high, share) in enumerate(axes, 1):
+        picked = picked.index_select(axis, torch.from_numpy(np.where(share < 0.5, low, high)))
+    probabilities = torch.softmax(picked, dim=0) if averaged == "logits" else picked
+    score, label = probabilities.max(dim=0)
+    return label.numpy(), score
+
+
+def _interpolated(values: torch.Tensor, axes: list[_Axis]) -> torch.Tensor:
+    """A new array with these voxels between those of `values`, which has three axes."""
+    plane = [len(low) for low, _, _ in axes[1:]]
+    if all(share.any() for _, _, share in axes[1:]):  # linear in the plane: torch does both axes at once
+        rows = _between_rows(values, 0, axes[0])
+        return torch.nn.functional.interpolate(rows[None], size=plane, mode="bilinear", align_corners=False)[0]
+    for axis in range(3):
+        values = _between_rows(values, axis, axes[axis])
+    return values
+
+
+def _between_rows(values: torch.Tensor, axis: int, place: _Axis) -> torch.Tensor:
+    low, high, share = place
+    first = values.index_select(axis, torch.from_numpy(low))
+    if not share.any():
+        return first
+    by = torch.from_numpy(share).reshape([-1 if a == axis else 1 for a in range(3)])
+    return torch.lerp(first, values.index_select(axis, torch.from_numpy(high)), by)
+
+
+def _axes(view: View, plan: Plan) -> list[_Axis]:
+    """How the voxels of the box lie on the network's grid, axis by axis."""
+    if plan.export == "nearest":
+        return [_picked(n, m) for n, m in zip(view.shape, view.cropped, strict=True)]
+    apart = coarse_axis(plan.answer, plan.spacing_mm, view.spacing)
+    orders = [plan.answer.order_across if axis == apart else plan.answer.order for axis in range(3)]
+    sizes = zip(view.shape, view.cropped, orders, strict=True)
+    return [_between(n, m) if order else _rounded(n, m) for n, m, order in sizes]
+
+
+def _between(n_in: int, n_out: int) -> _Axis:
+    """Linear between the two nearest voxels; the outermost beyond the border."""
+    place = np.clip((np.arange(n_out) + 0.5) * (n_in / n_out) - 0.5, 0, n_in - 1)
+    low = np.floor(place).astype(np.int64)
+    return low, np.minimum(low + 1, n_in - 1), (place - low).astype(np.float32)
+
+
+def _rounded(n_in: int, n_out: int) -> _Axis:
+    """The nearest voxel, of two equally near ones the later, as in a spline of order 0."""
+    place = np.floor((np.arange(n_out) + 0.5) * (n_in / n_out))
+    near = np.clip(place, 0, n_in - 1).astype(np.int64)
+    return near, near, np.zeros(n_out, np.float32)
+
+
+def _picked(n_in: int, n_out: int) -> _Axis:
+    """floor(i · n_in / n_out), as torch's nearest neighbour does."""
+    near = np.minimum(np.floor(np.arange(n_out, dtype=np.float32) * np.float32(n_in / n_out)).astype(np.int64), n_in - 1)
+    return near, near, np.zeros(n_out, np.float32)

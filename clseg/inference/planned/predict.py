@@ -1,0 +1,161 @@
+"""Predict: windows over what a planned network sees → mean scores, handed out as soon as no window touches them any more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain, combinations, product
+
+import torch
+
+from clseg.inference.engine import Engine, main_memory
+from clseg.inference.planned.windows import gaussian, starts
+from clseg.network.plan import Plan
+from clseg.volume import Shape
+
+
+@dataclass(frozen=True)
+class Source:
+    """A decoder that answers, and the engine that holds it."""
+
+    engine: Engine
+    decoder: str
+
+
+Answers = Mapping[str, Sequence[Source]]
+"""name of an answer → the decoders whose scores are averaged for it: one, or the folds of an ensemble"""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Finished rows along the network's first axis from `start`: per answer mean scores (channels, rows, …), background first."""
+
+    start: int
+    scores: Mapping[str, torch.Tensor]
+
+
+def window_count(shape: Shape, plan: Plan, step: float, answers: Answers) -> int:
+    """How often `advance` is called for an image of `shape`."""
+    count = len(_engines(answers))
+    for size, patch in zip(shape, plan.patch, strict=True):
+        count *= len(starts(max(size, patch), patch, step))
+    return count
+
+
+def predict(
+    image: torch.Tensor,
+    plan: Plan,
+    answers: Answers,
+    *,
+    step: float = 0.5,
+    advance: Callable[[int], None] = lambda windows: None,
+) -> Iterator[Rows]:
+    """Rows of the mean scores for `image` (three axes, prepared), first to last.
+
+    The mean is of logits or of probabilities, as the plan says, float32, weighted by a
+    Gaussian, over windows, flips and the decoders of an answer.  An encoder runs once
+    a window (and flip) for all its decoders.  MemoryError when main memory is used up.
+    """
+    with main_memory():
+        yield from _rows(image, plan, answers, step, advance)
+
+
+def _rows(image: torch.Tensor, plan: Plan, answers: Answers, step: float, advance: Callable[[int], None]) -> Iterator[Rows]:
+    padded, offset = _pad(image, plan.patch)
+    places = [starts(n, p, step) for n, p in zip(padded.shape, plan.patch, strict=True)]
+    single = all(len(axis) == 1 for axis in places)
+    sums = _Sums(answers, padded.shape, _weight(plan, single=single))
+    for first, following in zip(places[0], [*places[0][1:], padded.shape[0]], strict=True):
+        for corner in product(places[1], places[2]):
+            tile = padded[_window((first, *corner), plan.patch)]
+            sums.add(corner, _scores(tile, plan, answers, advance))
+        yield from _unpadded(first, sums.finish(following - first), offset, image.shape)
+
+
+class _Sums:
+    """Weighted sums of scores in the rows that windows still touch; the first of them are the next to be finished."""
+
+    def __init__(self, answers: Answers, shape: Sequence[int], weight: torch.Tensor) -> None:
+        held = (len(weight), *shape[1:])
+        self.weight = weight
+        self.counts = {name: len(sources) for name, sources in answers.items()}
+        self.sums = {name: torch.zeros(_channels(sources), *held) for name, sources in answers.items()}
+        self.weights = torch.zeros(held)
+
+    def add(self, corner: tuple[int, int], scores: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """The scores (channels, …) of all sources for the window at `corner` of the rows held."""
+        there = _window((0, *corner), self.weight.shape)
+        self.weights[there] += self.weight
+        for name, values in scores:
+            self.sums[name][(slice(None), *there)].addcmul_(values, self.weight)
+
+    def finish(self, count: int) -> dict[str, torch.Tensor]:
+        """Mean scores of the first `count` rows, which are then forgotten."""
+        means = {name: sums[:, :count] / (self.counts[name] * self.weights[:count]) for name, sums in self.sums.items()}
+        self.sums = {name: _moved(sums, count, 1) for name, sums in self.sums.items()}
+        self.weights = _moved(self.weights, count, 0)
+        return means
+
+
+def _weight(plan: Plan, *, single: bool) -> torch.Tensor:
+    if single and not plan.weigh_one:
+        return torch.ones(plan.patch)
+    return torch.from_numpy(gaussian(plan.patch))
+
+
+def _window(corner: Sequence[int], size: Sequence[int]) -> tuple[slice, ...]:
+    return tuple(slice(first, first + n) for first, n in zip(corner, size, strict=True))
+
+
+def _scores(tile: torch.Tensor, plan: Plan, answers: Answers, advance: Callable[[int], None]) -> Iterator[tuple[str, torch.Tensor]]:
+    """(answer, scores (channels, …)) of every decoder for one window, the mean over flips."""
+    for engine in _engines(answers):
+        owners = {one.decoder: name for name, sources in answers.items() for one in sources if one.engine is engine}
+        total: dict[str, torch.Tensor] = {}
+        flips = _flips(plan.mirror_axes)
+        for axes in flips:
+            for decoder, logits in engine(tile.flip(axes)[None, None], owners):
+                scores = logits[0].cpu().flip([axis + 1 for axis in axes])
+                scores = torch.softmax(scores, dim=0) if plan.averaged == "probabilities" else scores
+                total[decoder] = total[decoder] + scores if decoder in total else scores
+        for decoder, scores in total.items():
+            yield owners[decoder], scores / len(flips)
+        advance(1)
+
+
+def _flips(axes: Sequence[int]) -> list[tuple[int, ...]]:
+    """All combinations of the axes, none first."""
+    return list(chain.from_iterable(combinations(axes, count) for count in range(len(axes) + 1)))
+
+
+def _engines(answers: Answers) -> list[Engine]:
+    """Every engine once."""
+    return list({id(one.engine): one.engine for sources in answers.values() for one in sources}.values())
+
+
+def _channels(sources: Sequence[Source]) -> int:
+    return len(sources[0].engine.model.decoders[sources[0].decoder].spec.labels) + 1
+
+
+def _pad(image: torch.Tensor, patch: Shape) -> tuple[torch.Tensor, list[int]]:
+    """Zeros around an image that is smaller than the window, the smaller half before; and how many came before."""
+    missing = [max(0, p - n) for n, p in zip(image.shape, patch, strict=True)]
+    before = [one // 2 for one in missing]
+    sides = [side for one in reversed(missing) for side in (one // 2, one - one // 2)]
+    return torch.nn.functional.pad(image, sides), before
+
+
+def _unpadded(start: int, scores: Mapping[str, torch.Tensor], offset: list[int], shape: torch.Size) -> Iterator[Rows]:
+    """The part of some rows that lies in the image, if any."""
+    count = next(iter(scores.values())).shape[1]
+    low, high = max(start, offset[0]), min(start + count, offset[0] + shape[0])
+    if low < high:
+        y, x = (slice(o, o + n) for o, n in zip(offset[1:], shape[1:], strict=True))
+        yield Rows(low - offset[0], {name: one[:, low - start : high - start, y, x] for name, one in scores.items()})
+
+
+def _moved(array: torch.Tensor, count: int, axis: int) -> torch.Tensor:
+    """`array` without its first `count` rows, zeros behind."""
+    rest = array.narrow(axis, count, array.shape[axis] - count)
+    empty = torch.zeros_like(array.narrow(axis, 0, count))
+    return torch.cat([rest, empty], dim=axis)

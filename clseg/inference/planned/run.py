@@ -1,0 +1,130 @@
+"""Run: all planned decoders of a scan, each as its own program would, composed into layers on the scan's grid."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from clseg.catalogue import Anatomy, Catalogue
+from clseg.errors import WeightsError
+from clseg.inference.engine import Engine
+from clseg.inference.merge import Canvas, Claim
+from clseg.inference.planned.body import Body
+from clseg.inference.planned.export import Export, LabelMap
+from clseg.inference.planned.predict import Source, predict, window_count
+from clseg.inference.planned.prepare import View, look, prepare
+from clseg.network.plan import Plan
+from clseg.network.spec import DecoderSpec
+from clseg.volume import Volume
+
+HELD_BYTES = 2 << 30  # of sums over windows that are not finished; many decoders on a fine grid would fill the memory
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One label map to be: where its decoders look, their plan, the decoders (one, or the folds of an ensemble), their labels."""
+
+    name: str
+    view: View
+    plan: Plan
+    sources: tuple[Source, ...]
+    labels: tuple[str, ...]
+
+
+def answers_of(engines: Sequence[Engine], scan: Volume, scores: Sequence[float] | None = None) -> list[Answer]:
+    """What the answering decoders of these engines say together: folds of one training are one answer.
+
+    `scores` says how high in the body every slice lies, from the feet up, 0 pelvis … 100
+    eyes; decoders whose organs cannot be in the scan have no answer.
+
+    WeightsError when decoders of one ensemble have different plans or labels.
+    """
+    found: dict[str, list[Source]] = {}
+    for engine in engines:
+        for name in engine.model.slices:
+            plan = _spec(Source(engine, name)).plan
+            found.setdefault(plan.ensemble or name, []).append(Source(engine, name))
+    body = Body(scan, scores)
+    views: dict[Plan, View | None] = {}
+    answers = [_answer(name, tuple(sources), body, views) for name, sources in found.items()]
+    return [answer for answer in answers if answer is not None]
+
+
+def grouped(answers: Sequence[Answer]) -> list[list[Answer]]:
+    """Answers that share windows and encoder passes: equal view, same engines, no more than HELD_BYTES of unfinished scores."""
+    groups: dict[tuple[View, tuple[int, ...]], list[Answer]] = {}
+    for answer in answers:
+        groups.setdefault((answer.view, tuple(sorted({id(one.engine) for one in answer.sources}))), []).append(answer)
+    return [portion for group in groups.values() for portion in _portions(group)]
+
+
+def windows_of(answers: Sequence[Answer], step: float) -> int:
+    """How many encoder windows `segment_planned` will compute."""
+    return sum(window_count(group[0].view.shape, group[0].view.plan, step, _by_name(group)) for group in grouped(answers))
+
+
+def segment_planned(
+    scan: Volume, answers: Sequence[Answer], *, step: float = 0.5, advance: Callable[[int], None] = lambda windows: None
+) -> Iterator[tuple[Answer, LabelMap]]:
+    """The label map of every answer on the grid of `scan`, as soon as it is there."""
+    for group in grouped(answers):
+        view = group[0].view
+        exports = {answer.name: Export(view, answer.plan) for answer in group}
+        for rows in predict(prepare(scan, view), view.plan, _by_name(group), step=step, advance=advance):
+            for name, scores in rows.scores.items():
+                exports[name].add(rows.start, scores)
+        for answer in group:
+            yield answer, exports.pop(answer.name).finished(scan)
+
+
+def compose(
+    scan: Volume, found: Sequence[tuple[Answer, LabelMap]], wanted: Sequence[Anatomy], catalogue: Catalogue
+) -> dict[int, np.ndarray]:
+    """Label maps of several answers → one uint16 map of catalogue ids per depth; see `clseg.inference.merge`, rules 3 and 4."""
+    canvas = Canvas(scan.shape, wanted, catalogue, scan.spacing)
+    ids = {anatomy.name: anatomy.id for anatomy in wanted}
+    claims = []
+    for answer, label_map in sorted(found, key=lambda one: one[0].name):
+        table = np.array([0, *(ids.get(label, 0) for label in answer.labels)], np.uint16)
+        claims.append(Claim(label_map.box, table[label_map.labels], label_map.score))
+    canvas.paint_whole(claims)
+    return {depth: layer.labels for depth, layer in canvas.layers.items()}
+
+
+def _portions(group: Sequence[Answer]) -> Iterator[list[Answer]]:
+    """The group in as few parts as memory allows, of one answer at least."""
+    portion: list[Answer] = []
+    held = 0
+    for answer in group:
+        plane = [max(n, p) for n, p in zip(answer.view.shape, answer.view.plan.patch, strict=True)]
+        needed = 4 * (len(answer.labels) + 1) * answer.view.plan.patch[0] * plane[1] * plane[2]
+        if portion and held + needed > HELD_BYTES:
+            yield portion
+            portion, held = [], 0
+        portion.append(answer)
+        held += needed
+    yield portion
+
+
+def _answer(name: str, sources: tuple[Source, ...], body: Body, views: dict[Plan, View | None]) -> Answer | None:
+    """The answer of these decoders; `views` keeps what was found out about the scan for others."""
+    specs = [_spec(source) for source in sources]
+    if any((spec.plan, spec.labels) != (specs[0].plan, specs[0].labels) for spec in specs):
+        raise WeightsError(f"The decoders of the ensemble '{name}' have different plans or labels, so that they cannot be averaged.")
+    plan = specs[0].plan
+    assert plan is not None  # only decoders with a plan are asked here
+    key = replace(plan.sight, room=plan.room, score_range=plan.score_range)
+    if key not in views:
+        views[key] = look(body.scan, plan, body)
+    view = views[key]
+    return view and Answer(name, view, plan, sources, specs[0].labels)
+
+
+def _spec(source: Source) -> DecoderSpec:
+    return source.engine.model.decoders[source.decoder].spec
+
+
+def _by_name(group: Sequence[Answer]) -> Mapping[str, Sequence[Source]]:
+    return {answer.name: answer.sources for answer in group}

@@ -1,0 +1,30 @@
+"""Windows of the planned path: as far apart as nnU-Net and CL-Net place them, with their Gaussian."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from clseg.errors import UsageError
+from clseg.volume import Shape
+
+
+def starts(size: int, patch: int, step: float) -> list[int]:
+    """First voxels of the windows along an axis: as few as a distance of `step` · `patch` allows, evenly spread."""
+    if not 0 < step <= 1:
+        raise UsageError(f"The step is a share of the window between 0 and 1, given {step}.")
+    count = math.ceil((size - patch) / (step * patch)) + 1
+    return [round(i * (size - patch) / max(1, count - 1)) for i in range(count)]
+
+
+def gaussian(patch: Shape) -> np.ndarray:
+    """Weight of every voxel of a window, float32 `patch`: a Gaussian of an eighth of the edge around voxel patch // 2, at most 1."""
+    from scipy import ndimage
+
+    point = np.zeros(patch)
+    point[tuple(n // 2 for n in patch)] = 1
+    weight = ndimage.gaussian_filter(point, [n / 8 for n in patch], mode="constant")
+    weight = (weight / weight.max()).astype(np.float32)
+    weight[weight == 0] = weight[weight > 0].min()
+    return weight

@@ -1,0 +1,70 @@
+"""Facts about parts: decoders with a plan and decoders without are told apart, and only the latter need one grid."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from clseg.errors import WeightsError
+from clseg.inference.parts import Parts, load_parts
+from clseg.network.checkpoint import Checkpoint
+from clseg.network.plan import Plan, Scheme
+from clseg.weights.cache import fetch, manifest
+from clseg.weights.importers.install import Part, install
+from tests.conftest import tiny_checkpoints
+
+PLAN = Plan("nnunet", (6.0, 6.0, 6.0), (16, 16, 16), Scheme("none"))
+
+
+def parts_of(prefix: str, planned: dict[str, str], plain: dict[str, str], **options) -> list[Part]:
+    """An encoder with decoders (name → its one structure), some with a plan."""
+    encoder, decoders = tiny_checkpoints({name: (label,) for name, label in {**planned, **plain}.items()}, **options)
+    made = [Part(f"encoder{prefix}", encoder)]
+    for name, one in decoders.items():
+        spec = replace(one.spec, plan=PLAN if name in planned else None)
+        made.append(Part(name, Checkpoint("decoder", spec, one.tensors, one.encoder), (f"encoder{prefix}",)))
+    return made
+
+
+def loaded(*parts: Part, answering: set[str] | None = None) -> Parts:
+    install("mine", parts, description="")
+    listing = manifest()
+    assets = listing.assets_for("mine", listing.labels_of("mine"))
+    return load_parts(assets, fetch(assets, offline=True), answering or {asset.name for asset in assets if asset.kind == "decoder"})
+
+
+def answering(models) -> list[list[str]]:
+    return [list(model.slices) for model in models]
+
+
+def test_an_encoder_with_both_kinds_is_in_both() -> None:
+    """The same network, not a copy; each time the decoders of one kind answer."""
+    found = loaded(*parts_of("", {"a": "liver"}, {"b": "spleen"}))
+    assert (answering(found.models), answering(found.planned)) == ([["mine-b"]], [["mine-a"]])
+    assert found.models[0].encoder is found.planned[0].encoder
+    assert set(found.answering) == {"mine-a", "mine-b"}
+
+
+def test_without_decoders_of_ours_there_is_no_model_of_ours() -> None:
+    """And the other way round."""
+    assert loaded(*parts_of("", {"a": "liver"}, {})).models == ()
+
+
+def test_only_those_asked_for_answer() -> None:
+    """A decoder that was not asked for is in neither list of names."""
+    found = loaded(*parts_of("", {"a": "liver", "c": "heart"}, {"b": "spleen"}), answering={"mine-c"})
+    assert (answering(found.models), answering(found.planned)) == ([], [["mine-c"]])
+
+
+@pytest.mark.parametrize("kind", ["planned", "plain"])
+def test_only_decoders_of_ours_need_one_grid(kind: str) -> None:
+    """Two encoders at 6 and 5 mm: with plans each runs on its own grid, without they are refused together."""
+    chosen = [({"a": "liver"}, {}), ({"b": "spleen"}, {})] if kind == "planned" else [({}, {"a": "liver"}), ({}, {"b": "spleen"})]
+    both = [*parts_of("-1", *chosen[0]), *parts_of("-2", *chosen[1], spacing=(5.0, 5.0, 5.0), seed=1)]
+    if kind == "planned":
+        assert answering(loaded(*both).planned) == [["mine-a"], ["mine-b"]]
+        return
+    with pytest.raises(WeightsError, match="different grids"):
+        loaded(*both)
