@@ -271,6 +271,20 @@ def test_an_unknown_reader_and_a_circle_are_refused(tmp_path: Path) -> None:
         read_training(only(tmp_path))
 
 
+@pytest.mark.parametrize("key", ["spacing", "patch_size", "normalization_schemes", "architecture"])
+def test_plans_that_lack_something_are_told(tmp_path: Path, key: str) -> None:
+    """A key that is missing, or a number where a list is expected, is a WeightsError and no crash."""
+    home = write_model(tmp_path)
+    lacking = plans()
+    del lacking["configurations"]["3d_fullres"][key]
+    (home / "plans.json").write_text(json.dumps(lacking))
+    with pytest.raises(WeightsError):
+        read_training(only(tmp_path))
+    (home / "plans.json").write_text(json.dumps(plans(**{key: 7})))
+    with pytest.raises(WeightsError):
+        read_training(only(tmp_path))
+
+
 def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:
     """A file without network_weights, as nnU-Net v1 or anything else wrote it."""
     home = write_model(tmp_path)

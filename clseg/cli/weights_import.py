@@ -26,7 +26,8 @@ Licence = Annotated[str, typer.Option("--licence", help="Licence of the weights,
 Folds = Annotated[str, typer.Option("--folds", help="all, or some, e.g. 0 or 0,1; several are averaged.")]
 File = Annotated[str, typer.Option("--checkpoint", help="File in every fold_*.")]
 Configuration = Annotated[str, typer.Option("--configuration", help="3d_fullres or 3d_lowres, where there are several.", show_default=False)]
-Mirror = Annotated[bool, typer.Option("--mirror/--no-mirror", help="Average over the flips that the training allows, as nnU-Net does by itself: 8 times the work.")]
+MIRROR_HELP = "Average over the flips that the training allows, as nnU-Net does by itself: 8 times the work."
+Mirror = Annotated[bool, typer.Option("--mirror/--no-mirror", help=MIRROR_HELP)]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but errors.")]
 
 
@@ -114,5 +115,6 @@ def _install(name: str, parts: Sequence[Part], text: str, licence: str, terminal
 
     manifest = install(name, parts, description=text, licence=licence)
     for asset in manifest.listed(name):
-        terminal.result(f"{asset.name}\t{asset.kind}\t{len(asset.labels)} structures\t{asset.file}" if asset.labels else f"{asset.name}\t{asset.kind}\t\t{asset.file}")
+        held = f"{len(asset.labels)} structures" if asset.labels else ""
+        terminal.result(f"{asset.name}\t{asset.kind}\t{held}\t{asset.file}")
     terminal.note(f"{len(manifest.labels_of(name))} structures; use them with: clseg -i ct.nii.gz -o out --model {name}")

@@ -79,4 +79,5 @@ def _refuse_stray(path: Path, member: zipfile.ZipInfo) -> None:
 def _need_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
-        raise WeightsError(f"Unpacking needs {needed / 1e6:.0f} MB in {folder}, {free / 1e6:.0f} MB are free.", tip="Unpack it elsewhere and import the folder.")
+        told = f"Unpacking needs {needed / 1e6:.0f} MB in {folder}, {free / 1e6:.0f} MB are free."
+        raise WeightsError(told, tip="Unpack it elsewhere and import the folder.")

@@ -12,7 +12,8 @@ are averaged.  The format is described in nnU-Net's documentation and code (Apac
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,12 @@ class Training:
         return _resolved(self.plans["configurations"], self.configuration)
 
     @property
+    def edge_mm(self) -> float:
+        """The shortest edge of the voxels that the network sees."""
+        with _complete(self):
+            return float(min(self.settings["spacing"]))
+
+    @property
     def title(self) -> str:
         return str(self.plans.get("dataset_name") or self.folder.parent.name)
 
@@ -97,9 +104,9 @@ def read_training(training: Training, *, mirror: bool = False, prefix: str = "",
     itself (8 times the work); `change` is what a program around nnU-Net does otherwise.
     `prefix` begins the parts' names.  WeightsError says what is not supported.
     """
-    _refuse_unsupported(training)
-    network = shape_of(training.settings)
-    plan = change(plan_of(training))
+    with _complete(training):
+        _refuse_unsupported(training)
+        network, plan = shape_of(training.settings), change(plan_of(training))
     if len(training.folds) > 1:
         plan = replace(plan, ensemble=f"{training.title} {training.configuration}")
     parts = []
@@ -183,6 +190,17 @@ def _resolved(configurations: Mapping[str, Any], name: str, seen: Sequence[str] 
 
 
 # --- what is refused
+
+
+@contextmanager
+def _complete(training: Training) -> Iterator[None]:
+    """WeightsError for plans that lack something or have something else where a number or list should be."""
+    try:
+        yield
+    except KeyError as error:
+        raise WeightsError(f"{training.folder / 'plans.json'} lacks {error}, expected the plans of nnU-Net v2.") from error
+    except (TypeError, ValueError, IndexError, AttributeError) as error:
+        raise WeightsError(f"{training.folder / 'plans.json'} is not as nnU-Net v2 writes it: {error}.") from error
 
 
 def _refuse_unsupported(training: Training) -> None:

@@ -27,7 +27,8 @@ def number_of(training: Training) -> str:
     for folder in (training.folder, *training.folder.parents):
         if match := re.fullmatch(r"Dataset(\d+)_.*", folder.name):
             return match[1]
-    raise WeightsError(f"{training.folder} lies in no folder Dataset291_… as TotalSegmentator names them.", tip="Import it with `clseg weights import nnunet`.")
+    told = f"{training.folder} lies in no folder Dataset291_… as TotalSegmentator names them."
+    raise WeightsError(told, tip="Import it with `clseg weights import nnunet`.")
 
 
 def chosen(trainings: Sequence[Training], datasets: str = "all") -> list[Training]:
@@ -36,7 +37,8 @@ def chosen(trainings: Sequence[Training], datasets: str = "all") -> list[Trainin
     for training in sorted(trainings, key=number_of):
         number = number_of(training)
         if number in by_number:
-            raise UsageError(f"Dataset {number} is there twice, as {by_number[number].folder.name} and {training.folder.name}.", tip="Choose one with --configuration.")
+            told = f"Dataset {number} is there twice, as {by_number[number].folder.name} and {training.folder.name}."
+            raise UsageError(told, tip="Choose one with --configuration.")
         by_number[number] = training
     if datasets == "all":
         return list(by_number.values())
@@ -52,7 +54,7 @@ def models_of(trainings: Sequence[Training]) -> dict[str, list[Training]]:
     main: list[Training] = []
     models: dict[str, list[Training]] = {"": main}
     held: set[str] = set()
-    for training in sorted(trainings, key=lambda one: min(one.settings["spacing"])):
+    for training in sorted(trainings, key=lambda one: one.edge_mm):
         if held.issuperset(training.labels):
             models[number_of(training)] = [training]
             continue
