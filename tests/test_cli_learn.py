@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from clseg.cli.app import app
 from clseg.cli.console import Terminal
+from clseg.cli.watch import Watcher, watched
 from clseg.io.files import sha256_of
 from clseg.manifest import FILE_NAME
 from clseg.recipe import KINDS, read_recipe
@@ -268,7 +269,7 @@ def test_a_stopped_process_goes_on(workplace: Path, number: signal.Signals) -> N
     _, said = process.communicate(timeout=100)
     assert process.returncode == 130, said
     assert "Traceback" not in said
-    done = subprocess.run([*command, "--resume"], cwd=ROOT, capture_output=True, text=True, env=environment, timeout=250)
+    done = subprocess.run([*command, "--resume"], cwd=ROOT, capture_output=True, text=True, timeout=250)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "0 voxels changed in 2 structures"
 
