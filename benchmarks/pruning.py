@@ -17,13 +17,15 @@ import torch
 
 from clseg.network.checkpoint import Checkpoint, build_decoder, build_encoder, load, stored
 from clseg.network.cost import cost
+from clseg.network.spec import Triple
+from clseg.network.upsample import upsampled
 from clseg.training.ticket import nonzero, tau
 
 
-def seconds(decoder: torch.nn.Module, features: list[torch.Tensor]) -> float:
-    """One pass over one window."""
+def seconds(decoder: torch.nn.Module, features: list[torch.Tensor], patch: Triple) -> float:
+    """One pass over one window, to logits on its voxels."""
     started = time.perf_counter()
-    decoder(features)
+    upsampled(decoder(features), patch)
     return time.perf_counter() - started
 
 
@@ -48,8 +50,8 @@ def main() -> None:
     with torch.inference_mode():
         features = encoder(window)
         for decoder in (first, second):
-            seconds(decoder, features)
-        pairs = [(seconds(first, features), seconds(second, features)) for _ in range(given.repeats)]
+            seconds(decoder, features, patch)
+        pairs = [(seconds(first, features, patch), seconds(second, features, patch)) for _ in range(given.repeats)]
     ratios = [a / b for a, b in pairs]
     flops = [cost(part.spec, root.spec, patch).flops for part in (dense, pruned)]
     sizes = [plain_bytes(part) for part in (dense, pruned)]

@@ -591,11 +591,8 @@ def test_evaluate_refuses_what_it_cannot_compare(words):
 
 
 @pytest.mark.parametrize("recipe", ["nowhere.toml", "broken.toml"])
-def test_training_refuses_a_recipe_that_is_none(tmp_path, monkeypatch, recipe):
+def test_training_refuses_a_recipe_that_is_none(tmp_path, recipe):
     """Missing or not TOML: one sentence, exit 2 for a wrong recipe."""
-    from clseg.cli import train
-
-    monkeypatch.setattr(train, "keep_memory", lambda: None)
     (tmp_path / "broken.toml").write_text("a = = b")
     result = call("train", tmp_path / recipe)
     assert result.exit_code == 2

@@ -142,7 +142,7 @@ REFUSED = {
     "a structure twice": (BODY + SOLID.replace('"skeleton"', '"body"'), "painted by two decoders of the recipe, 'body' and 'solid'"),
     "a missing supporter": (SOLID.replace('["lungs"]', '["lung"]'), "'lung', which neither the recipe nor the model has"),
     "a circle": (SOLID.replace('["lungs"]', '["body"]') + BODY + 'supporters = ["solid"]', "Supporters form a circle"),
-    "another depth": (BODY.replace("widths = [8]", "widths = [8, 8]").replace("kernels = [1]", "kernels = [1, 1]").replace("convs = [1]", "convs = [1, 1]"), "has 2 stages, the encoder of 'tiny' wants 1"),
+    "another depth": (BODY.replace("widths = [8]", "widths = [8, 8]").replace("kernels = [1]", "kernels = [1, 1]").replace("convs = [1]", "convs = [1, 1]"), "has 2 stages, the encoder of 'tiny' has levels for 1"),
 }  # fmt: skip
 
 
