@@ -12,7 +12,6 @@ import pytest
 from clseg import Segmentation, segment
 from clseg.io.files import read
 from clseg.spatial.orient import to_orientation
-from clseg.volume import Volume
 from tests.conftest import SHARED
 from tests.lattice import dice
 
@@ -77,30 +76,16 @@ def test_flipped_and_permuted_copies_give_the_same_organs(ct, found, code):
     assert {name: value for name, value in compared.items() if value < SAME} == {}
 
 
-def test_an_anisotropic_copy_gives_the_same_body(ct, found):
-    """Resampled to 2 x 2 x 5 mm, the body is the same place with Dice of at least 0.95."""
-    copy = resampled(to_orientation(read(ct), "RAS"), (2.0, 2.0, 5.0))
-    other = segment(copy, roi=["body"], offline=True)
-    assert other.labels.same_grid(copy, tolerance_mm=0)
-    body = found.scan.like(found.mask("body").astype(np.uint8))
-    assert dice(other.mask("body"), at(body, copy, order=0) > 0) >= 0.95
+@pytest.mark.parametrize(("factor", "least"), [((0.5, 0.5, 1.0), 0.96), ((1.0, 1.0, 2.0), 0.93)])
+def test_copies_with_other_voxel_sizes_give_the_same_organs(ct, factor, least):
+    """Half as wide, and twice as thick voxels: on the copy's voxels organs agree with the original's result by 0.97 on average."""
+    from benchmarks.copies import agreement, copied
 
-
-def resampled(volume: Volume, spacing: tuple[float, float, float]) -> Volume:
-    """The scan on a grid of another spacing that begins at the same corner, linear, by scipy."""
-    shape = tuple(int(n * s / t) for n, s, t in zip(volume.shape, volume.spacing, spacing, strict=True))
-    affine = volume.affine.copy()
-    affine[:3, :3] *= np.array(spacing) / volume.spacing
-    target = Volume(np.zeros(shape, np.int16), affine)
-    return target.like(np.rint(at(Volume(volume.array.astype(np.float32), volume.affine), target, order=1)).astype(np.int16))
-
-
-def at(source: Volume, target: Volume, order: int) -> np.ndarray:
-    """Values of `source` at the voxel centres of `target`."""
-    from scipy import ndimage
-
-    matrix = np.linalg.inv(source.affine) @ target.affine
-    return ndimage.affine_transform(source.array, matrix[:3, :3], matrix[:3, 3], target.shape, order=order, mode="nearest")
+    scan = to_orientation(read(ct), "RAS")
+    found = agreement(scan, copied(scan, factor))
+    assert len(found) >= 10
+    assert np.mean(list(found.values())) >= SAME
+    assert {name: value for name, value in found.items() if value < least} == {}
 
 
 def test_left_stays_left(found):
