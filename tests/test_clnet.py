@@ -23,7 +23,7 @@ LOGIT = 1e-4  # how near logits must be to those of the authors' program
 
 
 def model(imported: Imported) -> Model:
-    return assemble(imported.encoder, {**imported.alone, **imported.decoders}.items())
+    return assemble(imported.encoder, {**imported.helpers, **imported.decoders}.items())
 
 
 def logits(imported: Imported, image: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -250,6 +250,14 @@ def test_pruned_heads_are_stored_sparsely_and_say_how_sparse_they_are(tmp_path: 
     assert sparsity({"a.weight": torch.tensor([[[[[0.0]]]], [[[[1.0]]]]]), "bias": torch.zeros(9)}) == 0.5
 
 
+@pytest.mark.parametrize("stuff", [None, [], {}, {"prune_ratios_final_for_each_decoder": {"Ribs": [0.8, None]}}, {"prune_ratios_final_for_each_decoder": 1}])
+def test_bookkeeping_of_another_shape_is_passed_over(tmp_path: Path, stuff: object) -> None:
+    """What is not needed cannot spoil an import."""
+    release = Release()
+    release.beside["MiniA"] = {"prune_stuff": stuff}
+    assert "pruning_rate" not in taken(release, tmp_path, heads=["Ribs"]).decoders["Ribs"].card
+
+
 def test_half_a_pruned_weight_is_refused() -> None:
     """A weight without mask, a mask without weight, a mask of another shape."""
     w, m = torch.ones(2, 1, 1, 1, 1), torch.ones(2, 1, 1, 1, 1)
@@ -324,9 +332,10 @@ def test_a_supporter_that_is_supported_helps_with_what_it_says_alone(tmp_path: P
     release.config["MiniB"]["supporting"]["Pupil"] = ["Lens"]
     release.states["MiniB"] |= foreign_decoder(third, "Pupil") | foreign_support(third, "Pupil")
     imported = taken(release, tmp_path)
-    assert list(imported.alone) == ["Lens-alone"]
+    assert list(imported.helpers) == ["Lens-alone"]
     image = noise(*PATCH)
     features = release.encoder(image[None, None])
+    assert list(read_clnet(tmp_path, heads=["Pupil"]).helpers) == ["Lens-alone"]  # neither eyes nor the whole lens are needed
     bare = decoder(("Lens",), seed=4)
     bare.load_state_dict({name: t for name, t in release.networks["Lens"].state_dict().items() if not name.startswith("support")})
     assert torch.equal(logits(imported, image)["Pupil"], third(features, [bare.forward_deep(features, 1)])[0])
@@ -335,7 +344,7 @@ def test_a_supporter_that_is_supported_helps_with_what_it_says_alone(tmp_path: P
 def test_supporters_come_along_unasked_and_do_not_answer(tmp_path: Path) -> None:
     """Only the lens is wanted: the eyes are there to support it."""
     imported = taken(Release(), tmp_path, heads=["Lens"])
-    assert (list(imported.decoders), list(imported.alone)) == (["Lens"], ["Eyes"])
+    assert (list(imported.decoders), list(imported.helpers)) == (["Lens"], ["Eyes"])
     assert model(imported).supporters == {"Lens": ("Eyes",)}
 
 

@@ -11,6 +11,7 @@ import pytest
 from clseg.catalogue import Catalogue
 from clseg.errors import WeightsError
 from clseg.inference.engine import Engine
+from clseg.inference.planned import run
 from clseg.inference.planned.export import LabelMap
 from clseg.inference.planned.prepare import look
 from clseg.inference.planned.run import Answer, answers_of, compose, grouped, segment_planned
@@ -45,6 +46,15 @@ def test_equal_sight_and_encoder_share_windows() -> None:
     second = engine({"d": PLAN}, {"d": ("pancreas",)}, seed=1)
     groups = [[answer.name for answer in group] for group in grouped(answers_of([first, second], SCAN))]
     assert groups == [["a", "b"], ["c"], ["d"]]
+
+
+def test_groups_are_no_larger_than_memory_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two channels of 16 rows of 18 × 20 voxels are 46 080 bytes: two decoders fit into 100 000, the third is a group of its own."""
+    names = {"a": ("liver",), "b": ("spleen",), "c": ("heart",)}
+    answers = answers_of([engine(dict.fromkeys(names, PLAN), names)], SCAN)
+    for held, expected in ((46_080 * 3, [["a", "b", "c"]]), (100_000, [["a", "b"], ["c"]]), (1, [["a"], ["b"], ["c"]])):
+        monkeypatch.setattr(run, "HELD_BYTES", held)
+        assert [[answer.name for answer in group] for group in grouped(answers)] == expected
 
 
 def test_folds_are_one_answer() -> None:

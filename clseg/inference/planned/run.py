@@ -19,6 +19,8 @@ from clseg.network.plan import Plan
 from clseg.network.spec import DecoderSpec
 from clseg.volume import Volume
 
+HELD_BYTES = 2 << 30  # of sums over windows that are not finished; many decoders on a fine grid would fill the memory
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -51,11 +53,11 @@ def answers_of(engines: Sequence[Engine], scan: Volume, scores: Sequence[float] 
 
 
 def grouped(answers: Sequence[Answer]) -> list[list[Answer]]:
-    """Answers that share windows and encoder passes: equal view, same engines."""
+    """Answers that share windows and encoder passes: equal view, same engines, no more than HELD_BYTES of unfinished scores."""
     groups: dict[tuple[View, tuple[int, ...]], list[Answer]] = {}
     for answer in answers:
         groups.setdefault((answer.view, tuple(sorted({id(one.engine) for one in answer.sources}))), []).append(answer)
-    return list(groups.values())
+    return [portion for group in groups.values() for portion in _portions(group)]
 
 
 def windows_of(answers: Sequence[Answer], step: float) -> int:
@@ -89,6 +91,21 @@ def compose(
         claims.append(Claim(label_map.box, table[label_map.labels], label_map.score))
     canvas.paint_whole(claims)
     return {depth: layer.labels for depth, layer in canvas.layers.items()}
+
+
+def _portions(group: Sequence[Answer]) -> Iterator[list[Answer]]:
+    """The group in as few parts as memory allows, of one answer at least."""
+    portion: list[Answer] = []
+    held = 0
+    for answer in group:
+        plane = [max(n, p) for n, p in zip(answer.view.shape, answer.view.plan.patch, strict=True)]
+        needed = 4 * (len(answer.labels) + 1) * answer.view.plan.patch[0] * plane[1] * plane[2]
+        if portion and held + needed > HELD_BYTES:
+            yield portion
+            portion, held = [], 0
+        portion.append(answer)
+        held += needed
+    yield portion
 
 
 def _answer(name: str, sources: tuple[Source, ...], body: Body, views: dict[Plan, View | None]) -> Answer | None:

@@ -6,5 +6,8 @@ nnunet             nnU-Net v2: trainings → parts, with the plan that gives nnU
 nnunet_shape       its network, from either style of plans
 nnunet_tensors     its tensors under our names
 totalsegmentator   many trainings of nnU-Net as one model
+clnet              the release of CL-Net's authors: networks and their plans
+clnet_release      where everything lies in it, what its configuration means
+clnet_tensors      its tensors under our names, masks folded in
 install            parts → files, manifest entries and cards in the user's own folder
 """

@@ -1,9 +1,9 @@
 """CL-Net: the networks in the release of its authors → checkpoints of clseg, tensor by tensor.
 
 A task's file holds the whole network: `encoder.`, per head H `decoder_dict.H.`, maybe its
-moving average `ema_dict.H.` and its support `supporting_dict.H.`.  Which code trained a file cannot be told from it: that of May
-2025 leaves out the activation after the last convolution of a stage and crops where
-sizes differ, that of January has it and resizes.
+moving average `ema_dict.H.` and its support `supporting_dict.H.`.  Which code trained a
+file cannot be told from it: that of May 2025 leaves out the activation after the last
+convolution of a stage and crops where sizes differ, that of January has it and resizes.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from fnmatch import fnmatch
 from functools import cache
 from importlib.resources import files
 from math import prod
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,18 +43,18 @@ STORED = "LPS"  # how their scans lie in the file
 NAMES = "clnet_names.csv"
 
 
-
 @dataclass(frozen=True)
 class Imported:
     """The general encoder and the heads by name, supporters before those that they support.
 
-    `alone` are decoders that only support: a head that is supported itself helps others
-    with what it says on its own.  Supporters that were not asked for are there too.
+    `helpers` are decoders that only support: those that were not asked for, and what a
+    head that is supported itself says on its own (`<head>-alone`), for those that it
+    supports.
     """
 
     encoder: Checkpoint
     decoders: Mapping[str, Checkpoint]
-    alone: Mapping[str, Checkpoint]
+    helpers: Mapping[str, Checkpoint]
 
 
 def read_clnet(
@@ -78,26 +79,20 @@ def read_clnet(
     asked = [name for name in heads or release.heads if name not in without]
     wanted = wanted_heads(release, asked, without)
     encoder = _general_encoder(release)
-    key = fingerprint(encoder.tensors, encoder.spec)
-    plain: dict[str, Checkpoint] = {}
-    supports: dict[str, Tensors] = {}
-    for task in release.tasks:
-        mine = [head for head in task.heads if head.name in wanted]
-        if mine:
-            for head, part, support in _read_task(task, mine, encoder, activation, warn):
-                plain[head.name] = replace(part, encoder=key)
-                supports |= {head.name: support} if support else {}
-    whole, alone = _wired({name: plain[name] for name in wanted}, supports, release.heads)
-    for part in (*whole.values(), *alone.values()):
+    plain, supports = _read_heads(release, wanted, encoder, activation, warn)
+    whole, alone = _wired(plain, supports, release.heads)
+    decoders = {name: part for name, part in whole.items() if name in asked}
+    helping = {one.name for part in decoders.values() for one in part.spec.supporters} - set(decoders)
+    helpers = {name: part for name, part in (whole | alone).items() if name in helping}
+    for part in (*helpers.values(), *decoders.values()):
         build_decoder(part, encoder.spec)  # all shapes and names fit, or it says what does not
-    helping = {name: part for name, part in whole.items() if name not in asked}
-    return Imported(encoder, {name: part for name, part in whole.items() if name in asked}, alone | helping)
+    return Imported(encoder, decoders, helpers)
 
 
 def parts_of(imported: Imported) -> list[Part]:
     """The weights files to be: the encoder and a part per head, called as the authors call it."""
     parts = [Part("encoder", imported.encoder)]
-    for decoders, answers in ((imported.alone, False), (imported.decoders, True)):
+    for decoders, answers in ((imported.helpers, False), (imported.decoders, True)):
         for name, checkpoint in decoders.items():
             helpers = tuple(part_name(one.name) for one in checkpoint.spec.supporters)
             parts.append(Part(part_name(name), checkpoint, ("encoder", *helpers), answers))
@@ -229,6 +224,21 @@ def _general_encoder(release: Release) -> Checkpoint:
     return encoder
 
 
+def _read_heads(
+    release: Release, wanted: Sequence[str], encoder: Checkpoint, activation: str, warn: Warn
+) -> tuple[dict[str, Checkpoint], dict[str, Tensors]]:
+    """The heads `wanted` in their order, without supporters, and the tensors of the supports by head."""
+    key = fingerprint(encoder.tensors, encoder.spec)
+    found, supports = {}, {}
+    for task in release.tasks:
+        mine = [head for head in task.heads if head.name in wanted]
+        for head, part, support in _read_task(task, mine, encoder, activation, warn) if mine else ():
+            found[head.name] = replace(part, encoder=key)
+            if support:
+                supports[head.name] = support
+    return {name: found[name] for name in wanted}, supports
+
+
 def _read_task(
     task: Task, heads: Sequence[Head], encoder: Checkpoint, activation: str, warn: Warn
 ) -> list[tuple[Head, Checkpoint, Tensors | None]]:
@@ -236,16 +246,21 @@ def _read_task(
     content = load_torch(task.checkpoint)
     state = state_of(content, _described(task))
     _compare_encoders(encoder, state, task, warn)
-    rates = (content.get("prune_stuff") or {}).get("prune_ratios_final_for_each_decoder") or {}
-    parts = []
+    card, parts = _card(task), []
     for head in heads:
         tensors, average = _own_or_average(head, state, task, warn)
-        facts = {"head": head.name, "moving_average": average, "activation": activation}
-        if head.name in rates:
-            facts["pruning_rate"] = rates[head.name] if isinstance(rates[head.name], (int, float)) else list(map(float, rates[head.name]))
-        part = decoder_of(tensors, head, task, encoder=encoder.spec, activation=activation, card=_card(task) | facts)
+        facts = {"head": head.name, "moving_average": average, "activation": activation, **_pruning_rate(content, head)}
+        part = decoder_of(tensors, head, task, encoder=encoder.spec, activation=activation, card=card | facts)
         parts.append((head, part, _support(head, state, task, activation, warn) if head.supporters else None))
     return parts
+
+
+def _pruning_rate(content: Mapping[str, Any], head: Head) -> dict[str, float]:
+    """The sparsity that pruning reached, where the file's bookkeeping says it as a number."""
+    known: Any = content.get("prune_stuff")
+    for key in ("prune_ratios_final_for_each_decoder", head.name):
+        known = known.get(key) if isinstance(known, Mapping) else None
+    return {"pruning_rate": float(known)} if isinstance(known, Real) else {}
 
 
 def _required(state: Tensors, prefix: str, task: Task) -> Tensors:

@@ -218,8 +218,12 @@ def _range_of(scores: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     """The body-part range of a head with these organs, where the configuration does not state it."""
     rules = {"percentile_00_5": ("percentile_00_5", min), "percentile_99_5": ("percentile_99_5", max)}
     rules |= {"min": ("mn", min), "max": ("mx", max), "mean": ("mean", max), "std": ("sd", max)}
-    known = list(scores)
-    return {mine: rule([v for v in (float(one[theirs]) for one in known) if not math.isnan(v)], default=math.nan) for mine, (theirs, rule) in rules.items()}
+    organs = list(scores)
+    found = {}
+    for mine, (theirs, rule) in rules.items():
+        known = [float(organ[theirs]) for organ in organs if not math.isnan(organ[theirs])]
+        found[mine] = rule(known, default=math.nan)
+    return found
 
 
 def _score_range(name: str, score: Mapping[str, Any]) -> tuple[float | None, float | None] | None:
