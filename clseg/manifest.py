@@ -20,7 +20,8 @@ and is `merged` into it.  The file is JSON:
                   package:data/x.safetensors    shipped inside the package
                   weights/x.safetensors         beside the manifest file itself
                   file:///srv/x.safetensors     elsewhere on this machine or a mounted share
-                  https://host/x.safetensors    downloaded; http:// only from 127.0.0.0/8, localhost and [::1]
+                  https://host/x.safetensors    downloaded; http:// from 127.0.0.0/8, localhost and [::1], from
+                                                elsewhere only when whoever fetches allows it
     requires  assets that must be loaded too: the encoder it was trained on, supporting decoders
     replaces  older assets whose place this one takes in every model that lists both
 
@@ -145,14 +146,21 @@ class Manifest:
         """The manifest in the JSON file `path`; WeightsError names the file and what is wrong with it."""
         path = Path(path)
         try:
-            data = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_repeats)
-            return cls.from_dict(data, path.absolute().parent)
+            text = path.read_bytes()
         except OSError as error:
             raise WeightsError(f"The manifest {path} cannot be read: {error.strerror}.") from error
+        return cls.parse(text, str(path), path.absolute().parent)
+
+    @classmethod
+    def parse(cls, text: bytes, name: str, folder: Path | None = None) -> Manifest:
+        """The manifest in JSON text (UTF-8) that came from `name`, which errors tell."""
+        try:
+            data = json.loads(text.decode("utf-8"), object_pairs_hook=_without_repeats)
+            return cls.from_dict(data, folder)
         except (ValueError, RecursionError) as error:
-            raise WeightsError(f"The manifest {path} is not JSON text: {error}.") from error
+            raise WeightsError(f"The manifest {name} is not JSON text: {error}.") from error
         except WeightsError as error:
-            raise WeightsError(f"The manifest {path} is not usable: {error.message}", tip=error.tip) from error
+            raise WeightsError(f"The manifest {name} is not usable: {error.message}", tip=error.tip) from error
 
     @classmethod
     def from_dict(cls, data: Any, folder: Path | None = None) -> Manifest:
@@ -223,6 +231,23 @@ class Manifest:
         chosen = self._with_required([*decoders, *self._implied_encoders(listed, decoders), *_of("bodypart", listed)])
         return tuple(sorted(chosen, key=lambda asset: (KINDS.index(asset.kind), self._order[asset.name])))
 
+    def anywhere(self) -> Manifest:
+        """The same list with the sources relative to its folder written out, so that it means the same in any folder."""
+        return Manifest(self.models, tuple(replace(asset, sources=_anywhere(asset)) for asset in self.assets))
+
+    def part(self, model: str, assets: Iterable[Asset]) -> Manifest:
+        """A list of these assets alone, with `model` as far as it is made of them; they must be closed (see `assets_for`)."""
+        assets = tuple(assets)
+        kept = {asset.name for asset in assets}
+        whole = self.model(model)
+        return Manifest((replace(whole, assets=tuple(name for name in whole.assets if name in kept)),), assets)
+
+    def closed(self, models: Iterable[str]) -> Manifest:
+        """A list of these models alone, with everything that their assets require, in this list's order."""
+        chosen = tuple(self.model(name) for name in models)
+        assets = self._with_required(self.asset(name) for model in chosen for name in model.assets)
+        return Manifest(chosen, tuple(sorted(assets, key=self.assets.index)))
+
     def merged(self, other: Manifest) -> Manifest:
         """Both lists as one, e.g. the builtin and the user's own.
 
@@ -273,8 +298,8 @@ class Manifest:
         return _of("encoder", listed) if any(not _of("encoder", self._with_required([one])) for one in decoders) else []
 
 
-def url_problem(url: str) -> str | None:
-    """Why nothing may be fetched from this address; None when it is https://, or http:// on this machine."""
+def url_problem(url: str, *, allow_http: bool = False) -> str | None:
+    """Why nothing may be fetched from this address; None when it is https://, or http:// on this machine or allowed."""
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port
@@ -285,7 +310,8 @@ def url_problem(url: str) -> str | None:
     if url.startswith("https://"):
         return None
     if url.startswith("http://"):
-        return None if is_loopback(url) else f"'{url}' is not encrypted, http:// is for this machine only; use https://"
+        told = f"'{url}' is not encrypted, http:// is for this machine only; use https:// or allow it with --allow-http"
+        return None if allow_http or is_loopback(url) else told
     return f"'{url}' is not an https:// address"
 
 
@@ -309,9 +335,14 @@ def source_problem(source: str) -> str | None:
         good = re.match(r"file://(localhost)?/.", source)
         return None if good else f"the source '{source}' must look like file:///folder/file"
     if scheme[1] in ("https", "http"):
-        return url_problem(source)
+        return url_problem(source, allow_http=True)  # who fetches decides
     known = "package:, file://, https:// or a relative path"
     return f"the source '{source}' has the unknown scheme '{scheme[1]}', expected {known}"
+
+
+def is_relative(source: str) -> bool:
+    """True when the source lies beside its manifest."""
+    return not _SCHEME.match(source)
 
 
 def _path_problem(what: str, path: str) -> str | None:
@@ -431,7 +462,7 @@ def _joined_assets(ours: Asset, theirs: Asset | None) -> Asset:
 def _anywhere(asset: Asset) -> tuple[str, ...]:
     """The sources of an asset, those relative to its manifest written out in full."""
     folder = asset.folder.as_uri() if asset.folder else None
-    return tuple(f"{folder}/{quote(one)}" if folder and not _SCHEME.match(one) else one for one in asset.sources)
+    return tuple(f"{folder}/{quote(one)}" if folder and is_relative(one) else one for one in asset.sources)
 
 
 def _check_same_file(ours: Asset, theirs: Asset) -> None:

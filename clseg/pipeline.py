@@ -23,6 +23,7 @@ from clseg.spatial.orthonormal import from_orthonormal, to_orthonormal
 from clseg.stopwatch import Stopwatch
 from clseg.volume import Volume
 from clseg.weights.cache import fetch, manifest
+from clseg.weights.sources import Sources
 
 if TYPE_CHECKING:
     import torch
@@ -47,6 +48,7 @@ def segment(
     step: float = 0.5,
     threads: int = 0,
     offline: bool = False,
+    sources: Sources = Sources(),
     report: Progress = SILENT,
 ) -> Segmentation:
     """Segment one CT.
@@ -54,13 +56,14 @@ def segment(
     `image` is a path (NIfTI, NRRD, MetaImage, a DICOM folder) or a Volume in HU;
     `roi` are groups, structures or synonyms (`chest`, `liver,aorta`).  `step` is the
     distance between windows as a share of the window; `threads` 0 leaves torch's
-    choice.  `offline` opens no socket.  The result lies on the grid of `image`.
+    choice.  `offline` opens no socket; `sources` says where
+    weights come from (a mirror, another manifest).  The result lies on the grid of `image`.
 
     Raises UsageError for unknown names before anything is read or loaded, InputError
     when the image is not a usable CT, WeightsError when weights are missing.
     """
     stopwatch = Stopwatch()
-    listing = manifest()
+    listing = manifest(sources=sources, offline=offline)
     holders = listing.labels_of(model)
     catalogue = Catalogue.builtin().with_structures(holders)
     wanted = catalogue.select([roi] if isinstance(roi, str) else roi, among=holders)
@@ -75,9 +78,10 @@ def segment(
     device = _device(device, threads)  # brings torch, for which bad input need not wait
     straight = to_orthonormal(checked.volume) if checked.needs_orthonormal else checked.volume
 
-    with stopwatch.lap("weights"), report.stage("Loading weights"):
-        files = fetch(assets, offline=offline)
-        parts = _load(assets, files, {decoder for a in wanted for decoder in holders[a.name]})
+    with stopwatch.lap("weights"):
+        files = fetch(assets, sources=sources, offline=offline, report=report)
+        with report.stage("Loading weights"):
+            parts = _load(assets, files, {decoder for a in wanted for decoder in holders[a.name]})
     report.detail(f"{len(parts.answering)} decoders on {device}")
 
     layers, unreachable = _infer(straight, parts, wanted, catalogue, device, step, stopwatch, report)

@@ -12,8 +12,11 @@ class Progress:
     """Silent. The command line overrides these three; the library only calls them."""
 
     @contextmanager
-    def stage(self, name: str, total: int | None = None) -> Iterator[Advance]:
-        """One stage of `total` units of work; the value is called with units done."""
+    def stage(self, name: str, total: int | None = None, unit: str = "") -> Iterator[Advance]:
+        """One stage of `total` units of work ("bytes", or plain numbers); the value is called with units done.
+
+        It may be called from several threads, and with less than 0 when work must be done again.
+        """
         yield lambda units: None
 
     def warn(self, text: str) -> None:

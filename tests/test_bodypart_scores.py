@@ -15,6 +15,7 @@ from torch import nn
 from clseg.inference.bodypart import (
     frame,
     head_first,
+    plausible,
     score_grid,
     score_scan,
     settle,
@@ -187,6 +188,38 @@ def test_no_more_than_ten_centimetres_are_replaced() -> None:
         bent = line.copy()
         bent[-end:] = line[-end - 1]
         assert np.allclose(straighten_ends(bent, 1.0, SLOPE), line) == replaced
+
+
+def test_a_dip_becomes_the_nearest_plausible_curve() -> None:
+    """0, 2, 1, 3 a step apart, 0.5 to 2 a step: the dip is shared by both sides of it."""
+    assert plausible(np.array([0.0, 2.0, 1.0, 3.0]), 1.0, (0.5, 2.0)).tolist() == [0.0, 1.25, 1.75, 3.0]
+
+
+def test_a_plausible_curve_is_left_as_it_is() -> None:
+    """Rising within the range everywhere, also where the range has no upper end."""
+    line = 0.001 * np.arange(100.0) + 0.0002 * np.sin(np.arange(100.0))
+    assert np.allclose(plausible(line, 1.0, SLOPE), line, atol=1e-12)
+    assert np.allclose(plausible(line, 1.0, (0.0, np.inf)), line, atol=1e-12)
+
+
+@given(st.lists(st.floats(-2, 2), min_size=2, max_size=40), st.floats(0.5, 10))
+def test_a_plausible_curve_rises_as_fast_as_bodies_do(values: list[float], step: float) -> None:
+    """Every slope lies in the range, and doing it twice changes nothing more."""
+    out = plausible(np.array(values), step, SLOPE)
+    slopes = np.diff(out) / step
+    assert (slopes >= SLOPE[0] - 1e-9).all()
+    assert (slopes <= SLOPE[1] + 1e-9).all()
+    assert np.allclose(plausible(out, step, SLOPE), out, atol=1e-9)
+
+
+def test_settled_scores_rise_unless_the_scan_is_upside_down() -> None:
+    """A wavy scan of 60 cm comes out in order; one from head to feet still falls, so that it can be noticed."""
+    spec = BodypartSpec(widths=(4,), size=16, slope=SLOPE)
+    z = np.arange(0.0, 600.0, 3.0)
+    wavy = 0.2 + z / 1000 + 0.05 * np.sin(z / 20)
+    assert head_first(wavy) < 0.99
+    assert head_first(settle(wavy, z, spec)) == pytest.approx(1)
+    assert upside_down(settle(wavy[::-1].copy(), z, spec))
 
 
 @given(st.lists(st.floats(-2, 2), min_size=1, max_size=25), st.floats(0.5, 10))

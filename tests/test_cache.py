@@ -9,14 +9,18 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from clseg.environment import environment
 from clseg.errors import OfflineError, UsageError, WeightsError
 from clseg.manifest import Asset, Manifest
+from clseg.progress import Advance, Progress
 from clseg.weights import cache
 from clseg.weights import download as download_module
 from clseg.weights.cache import cached_path, fetch, locate
@@ -128,11 +132,45 @@ def test_downloaded_once(server: WeightsServer, tmp_path: Path):
     assert len(server.requests) == 1
 
 
-def test_progress_names_the_asset(server: WeightsServer, tmp_path: Path):
-    """Progress is told by asset name and ends at all bytes."""
-    calls = []
-    fetch([asset(server.url("/a.bin"))], home=tmp_path, progress=lambda *call: calls.append(call))
-    assert calls[-1] == ("enc", len(DATA), len(DATA))
+class Listener(Progress):
+    """Notes the stages, what was done in each, and the warnings."""
+
+    def __init__(self) -> None:
+        self.stages: list[tuple[str, int | None, str]] = []
+        self.steps: list[int] = []
+        self.warnings: list[str] = []
+
+    @contextmanager
+    def stage(self, name: str, total: int | None = None, unit: str = "") -> Iterator[Advance]:
+        self.stages.append((name, total, unit))
+        yield self.steps.append
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+
+
+def test_progress_counts_all_bytes(server: WeightsServer, tmp_path: Path):
+    """Two files are one stage of the sum of their bytes, all of which are counted; without a download there is none."""
+    server.files["/b.bin"] = BAD
+    pair = [asset(server.url("/a.bin")), asset(server.url("/b.bin"), name="dec", file="b.bin", sha256=hashlib.sha256(BAD).hexdigest())]
+    heard = Listener()
+    fetch(pair, home=tmp_path, report=heard)
+    assert heard.stages == [("Fetching 2 weight files", 2 * len(DATA), "bytes")]
+    assert sum(heard.steps) == 2 * len(DATA)
+    quiet = Listener()
+    fetch(pair, home=tmp_path, report=quiet)
+    assert quiet.stages == []
+
+
+def test_progress_of_a_resumed_file_counts_the_rest(server: WeightsServer, tmp_path: Path):
+    """With 100 bytes here already the stage is of the others, so that the speed is that of the network."""
+    wanted, heard = asset(server.url("/a.bin")), Listener()
+    place = cached_path(wanted, tmp_path)
+    place.parent.mkdir()
+    place.with_name(f"{place.name}.part").write_bytes(DATA[:100])
+    fetch([wanted], home=tmp_path, report=heard)
+    assert heard.stages == [("Fetching 1 weight file", len(DATA) - 100, "bytes")]
+    assert sum(heard.steps) == len(DATA) - 100
 
 
 def test_what_is_here_comes_before_the_network(server: WeightsServer, tmp_path: Path):
@@ -143,11 +181,15 @@ def test_what_is_here_comes_before_the_network(server: WeightsServer, tmp_path: 
 
 
 def test_a_damaged_cached_file_is_fetched_again(server: WeightsServer, tmp_path: Path):
-    """A file in the cache that changed is replaced by the right one."""
+    """A file in the cache that changed is replaced by the right one, and it is told which, expected, got, done and why."""
     wanted = asset(server.url("/a.bin"))
     path = fetch([wanted], home=tmp_path)["enc"]
     path.write_bytes(BAD)
-    assert fetch([wanted], home=tmp_path)["enc"].read_bytes() == DATA
+    heard = Listener()
+    assert fetch([wanted], home=tmp_path, report=heard)["enc"].read_bytes() == DATA
+    [told] = heard.warnings
+    for fact in (str(path), wanted.sha256, hashlib.sha256(BAD).hexdigest(), "deleted and is fetched again", "may be the reason"):
+        assert fact in told
     assert len(server.requests) == 2
 
 
@@ -248,7 +290,7 @@ def test_a_read_only_cache_serves(server: WeightsServer, tmp_path: Path, monkeyp
     shutil.rmtree(tmp_path / "weights")
     (tmp_path / "weights").mkdir()
     path.write_bytes(DATA)
-    monkeypatch.setattr(cache, "_alone", lambda _: pytest.fail("the cache was locked for writing"))
+    monkeypatch.setattr(cache, "alone", lambda *_, **__: pytest.fail("the cache was locked for writing"))
     assert fetch([wanted], home=tmp_path) == {"enc": path}
     assert os.listdir(tmp_path / "weights") == [path.name]
 
@@ -284,6 +326,23 @@ def test_two_processes_download_once(server: WeightsServer, tmp_path: Path):
         child.stdin.flush()
     assert [child.communicate(timeout=30)[0] for child in pair] == ["weights\n"] * 2
     assert len(server.requests) == 1
+
+
+def test_who_waits_for_another_process_is_told(server: WeightsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """While somebody holds the lock there is a sentence; once it is free the file comes; who never lets go is an error."""
+    monkeypatch.setattr(cache, "PATIENCE_S", 0.05)
+    wanted, heard = asset(server.url("/a.bin")), Listener()
+    place = cached_path(wanted, tmp_path)
+    place.parent.mkdir()
+    holder = FileLock(f"{place}.lock", thread_local=False)
+    holder.acquire()
+    threading.Timer(0.3, holder.release).start()
+    assert fetch([wanted], home=tmp_path, report=heard)["enc"].read_bytes() == DATA
+    assert heard.warnings == [f"Another process is busy with {place.name}; waiting for it."]
+    monkeypatch.setattr(cache, "LOCK_S", 0.05)
+    place.unlink()
+    with holder, pytest.raises(WeightsError, match=r"Another process has held .*\.lock"):
+        fetch([wanted], home=tmp_path)
 
 
 def test_a_mirror_takes_the_place_of_addresses(server: WeightsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

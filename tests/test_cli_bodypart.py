@@ -13,7 +13,6 @@ import pytest
 from typer.testing import CliRunner
 
 from clseg.cli.bodypart import app
-from clseg.cli.watch import KEEP_MEMORY
 from clseg.network.bodypart import BodypartSpec, SliceScorer, load_bodypart, save_bodypart
 from clseg.phantom import small_phantom
 from clseg.volume import Volume
@@ -94,7 +93,7 @@ def test_train_ends_in_weights_that_score(tmp_path: Path) -> None:
     recipe = tmp_path / "small.toml"
     recipe.write_text(TOML.replace("iterations = 120", "iterations = 60"))
     run = tmp_path / "run"
-    environment = {**os.environ, **KEEP_MEMORY, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     trained = subprocess.run([*PROGRAM, "train", str(recipe), "--run", str(run)], capture_output=True, text=True, env=environment)
     assert trained.returncode == 0, trained.stderr
     part, file = trained.stdout.strip().split("\t")

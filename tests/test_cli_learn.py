@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from clseg.cli.app import app
 from clseg.cli.console import Terminal
-from clseg.cli.watch import KEEP_MEMORY, Watcher, keep_memory, watched
+from clseg.cli.watch import Watcher, watched
 from clseg.io.files import sha256_of
 from clseg.manifest import FILE_NAME
 from clseg.recipe import KINDS, read_recipe
@@ -33,10 +33,8 @@ pytestmark = pytest.mark.usefixtures("without_plots")
 
 
 @pytest.fixture(autouse=True)
-def this_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Commands run here, not in a process started anew; their signal handlers go when the test ends."""
-    for name, value in KEEP_MEMORY.items():
-        monkeypatch.setenv(name, value)
+def this_process() -> Iterator[None]:
+    """The signal handlers of commands go when the test ends."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield
     for number, handler in before.items():
@@ -257,12 +255,11 @@ def test_ctrl_c_saves_and_resume_goes_on(workplace: Path, monkeypatch: pytest.Mo
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_process_goes_on(workplace: Path, number: signal.Signals) -> None:
-    """A real process, started anew to keep its memory: a signal ends it with 130 and a state; --resume lists the decoder."""
+    """A real process: a signal ends it with 130 and a state; --resume lists the decoder."""
     text = GROW.replace("iterations = 6", "iterations = 3000").replace("checkpoint_every = 2", "checkpoint_every = 2500")
     recipe = written(workplace, text, MODEL, BODY, NO_LADDER)
-    environment = {name: value for name, value in os.environ.items() if name not in KEEP_MEMORY}
     command = [sys.executable, "-m", "clseg", "learn", str(recipe), "--run", str(run(workplace))]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     until = time.monotonic() + 200
     while not ((run(workplace) / "metrics.csv").is_file() and len((run(workplace) / "metrics.csv").read_text().splitlines()) > 1):
         assert process.poll() is None, process.communicate()
@@ -272,7 +269,7 @@ def test_a_stopped_process_goes_on(workplace: Path, number: signal.Signals) -> N
     _, said = process.communicate(timeout=100)
     assert process.returncode == 130, said
     assert "Traceback" not in said
-    done = subprocess.run([*command, "--resume"], cwd=ROOT, capture_output=True, text=True, env=environment, timeout=250)
+    done = subprocess.run([*command, "--resume"], cwd=ROOT, capture_output=True, text=True, timeout=250)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "0 voxels changed in 2 structures"
 
@@ -350,22 +347,3 @@ def test_one_signal_asks_two_insist(number: signal.Signals) -> None:
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), number)
             time.sleep(0.2)
-
-
-def test_memory_is_kept_by_starting_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On Linux the process starts itself again once, with the same words, and not a second time."""
-    started: list[list[str]] = []
-    execute: Callable[[str, list[str]], None] = lambda program, words: started.append(words)  # noqa: E731
-    monkeypatch.setattr(os, "execv", execute)
-    monkeypatch.setattr(sys, "platform", "linux")
-    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "clseg", "learn", "x.toml"])
-    for name in KEEP_MEMORY:
-        monkeypatch.delenv(name)
-    keep_memory()
-    keep_memory()
-    assert started == [[sys.executable, "-m", "clseg", "learn", "x.toml"]]
-    monkeypatch.setattr(sys, "platform", "darwin")
-    for name in KEEP_MEMORY:
-        monkeypatch.delenv(name)
-    keep_memory()
-    assert len(started) == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clseg.errors import OutputError, UnknownName, WeightsError
-from clseg.manifest import Asset, Manifest, Model, source_problem, url_problem
+from clseg.manifest import KINDS, Asset, Manifest, Model, source_problem, url_problem
 
 SHA = {letter: letter * 64 for letter in "0123456789abcdef"}
 
@@ -218,7 +219,7 @@ def _refuse(*_: object) -> None:
         ({"sources": ["../x"]}, "stays in its folder"),
         ({"sources": ["C:/x"]}, "stays in its folder"),
         ({"sources": ["file://host/x"]}, "file:///folder/file"),
-        ({"sources": ["http://example.org/x"]}, "not encrypted"),
+        ({"sources": ["http://exam ple.org/x"]}, "not a valid address"),
         ({"sources": ["https:///x"]}, "not a valid address"),
     ],
 )
@@ -349,6 +350,101 @@ def test_addresses_that_are_safe(url: str):
 def test_addresses_that_are_not_safe(url: str):
     """Everything else is refused, look-alikes of this machine included."""
     assert url_problem(url)
+
+
+SCHEMA = json.loads((Path(__file__).parents[1] / "clseg/data/manifest.schema.json").read_text())
+SOUND = [
+    listing(enc=entry("encoder"), dec=entry(requires=["enc"], sources=["a b/c.bin", "package:x/y", "file:///x", "https://h.org/x?y=1", "http://h/x"])),
+    listing(enc=entry("encoder"), bp=entry("bodypart", replaces=["old"])),
+    {"format": 1, "models": {}, "assets": {}},
+]
+SPOILT = [
+    {"colour": "red"},
+    {"kind": "brain"},
+    {"sha256": "A" * 64},
+    {"sha256": None},
+    {"bytes": 0},
+    {"bytes": "10"},
+    {"licence": ""},
+    {"labels": []},
+    {"labels": ["liver", "liver"]},
+    {"labels": "liver"},
+    {"kind": "encoder"},
+    {"sources": "a.bin"},
+    *({"sources": [source]} for source in ("ftp://h/x", "../x", "/x", "x/../y", "a//b", "https:x", "https://h/a b", "file:x", "package:../x", "C:/x", "")),
+]
+PATHS = st.text(st.sampled_from("ab./\\: \n~C"), max_size=12) | st.text(st.characters(max_codepoint=126), max_size=20)
+
+
+def test_the_schema_knows_the_keys():
+    """The schema names the same keys, needed ones and kinds as the program."""
+    asset = SCHEMA["$defs"]["asset"]
+    facts = set(entry()) - {"labels"}
+    assert set(asset["required"]) == facts
+    assert set(asset["properties"]) == facts | {"sources", "requires", "labels", "replaces"}
+    assert set(asset["properties"]["kind"]["enum"]) == set(KINDS)
+
+
+@given(PATHS)
+def test_the_schema_and_the_program_agree_on_paths(path: str):
+    """A text is a file name by the schema's pattern just when the program takes it."""
+    by_schema = re.search(SCHEMA["$defs"]["path"]["pattern"], path) is not None
+    try:
+        Asset.from_dict("mine", entry(file=path))
+    except WeightsError:
+        assert not by_schema
+    else:
+        assert by_schema
+
+
+@pytest.mark.parametrize("changes", SPOILT, ids=str)
+def test_the_schema_and_the_program_refuse_the_same(changes: dict):
+    """What is wrong with one entry is wrong by both."""
+    jsonschema = pytest.importorskip("jsonschema")
+    spoilt = listing(enc=entry("encoder"), dec=entry(requires=["enc"]))
+    spoilt["assets"]["dec"].update(changes)
+    with pytest.raises(WeightsError):
+        Manifest.from_dict(spoilt)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(spoilt, SCHEMA)
+
+
+@pytest.mark.parametrize("sound", [*SOUND, Manifest.builtin().to_dict()], ids=range(4))
+def test_the_schema_and_the_program_take_the_same(sound: dict):
+    """Good lists are good by both, the builtin one among them."""
+    jsonschema = pytest.importorskip("jsonschema")
+    Manifest.from_dict(sound)
+    jsonschema.validate(sound, SCHEMA)
+
+
+def test_closing_brings_what_is_required(torso: Manifest):
+    """A model that lists one decoder, closed, has its supporter and encoder, too, and other models are left out."""
+    small = Manifest((Model("lung", "", "MIT", ("b",)), *torso.models), torso.assets)
+    closed = small.closed(["lung"])
+    assert names(closed.assets) == ["b", "s", "enc"]
+    assert [model.name for model in closed.models] == ["lung"]
+
+
+def test_http_elsewhere_may_be_named_but_not_fetched_unless_allowed():
+    """A manifest is a list; whether an unencrypted address is asked is decided by whoever asks."""
+    assert source_problem("http://example.org/x") is None
+    assert "--allow-http" in url_problem("http://example.org/x")
+    assert url_problem("http://example.org/x", allow_http=True) is None
+    assert url_problem("ftp://example.org/x", allow_http=True)
+
+
+def test_a_list_written_out_means_the_same_anywhere(tmp_path: Path):
+    """Relative sources become addresses of files, others stay."""
+    sources = ["a b.bin", "package:data/x", "https://example.org/x"]
+    there = Manifest.from_dict(listing(enc=entry("encoder", sources=sources)), tmp_path).anywhere()
+    assert there.asset("enc").sources == (f"{tmp_path.as_uri()}/a%20b.bin", *sources[1:])
+
+
+def test_a_part_is_a_list_of_its_own(torso: Manifest):
+    """The part for the lung has its decoder, supporter, encoder and regressor, and a model made of just these."""
+    part = torso.part("m", torso.assets_for("m", ["lung"]))
+    assert set(part.model("m").assets) == {"enc", "bp", "s", "b"} == {asset.name for asset in part.assets}
+    assert names(part.assets_for("m", ["lung"])) == ["enc", "bp", "s", "b"]
 
 
 def test_merging_joins_models_assets_and_sources(torso: Manifest):

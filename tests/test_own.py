@@ -8,13 +8,14 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from filelock import FileLock
 
-from clseg.errors import OutputError, TrainingError, WeightsError
+from clseg.errors import OutputError, TrainingError, UnknownName, WeightsError
 from clseg.manifest import FILE_NAME, Asset, Manifest, Model
 from clseg.network.checkpoint import Checkpoint, fingerprint, save
 from clseg.pipeline import segment
@@ -268,3 +269,21 @@ def test_a_lock_that_is_never_freed_is_one_sentence(package: Package, own_home: 
     with FileLock(own_home / f".{FILE_NAME}.lock"), pytest.raises(OutputError, match="lock"):
         own.add(MODEL, fake("tiny-x", b"x", tmp_path), needed(builtin))
     assert not (own_home / FILE_NAME).exists()
+
+
+def test_a_model_is_removed_with_what_only_it_needs(package: Package, own_home: Path, tmp_path: Path) -> None:
+    """Its decoder goes, list entry and file; the encoder that another model of one's own needs stays until that goes, too."""
+    builtin = package(0)
+    own.add(replace(MODEL, name="one"), fake("one-dec", b"1", tmp_path), needed(builtin))
+    own.add(replace(MODEL, name="two"), fake("two-dec", b"2", tmp_path), needed(builtin))
+    [encoder] = (own_home / "models").glob("tiny-encoder*")
+    assert [path.name[:8] for path in own.remove("one")] == ["one-dec."]
+    assert encoder.is_file()
+    assert [model.name for model in Manifest.read(own_home / FILE_NAME).models] == ["two"]
+    assert len(own.remove("two")) == 2
+    assert list((own_home / "models").iterdir()) == []
+    with pytest.raises(UnknownName, match="Unknown model 'two'"):
+        own.remove("two")
+    with pytest.raises(UnknownName, match="Unknown model 'tiny'"):
+        own.remove("tiny")  # the package's
+    assert manifest() == builtin

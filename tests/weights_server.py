@@ -10,15 +10,24 @@ with serve() as server:
 from __future__ import annotations
 
 import re
+import socket
+import ssl
+import struct
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from socketserver import BaseServer
 
 ANSWERS = (
     "good",  # 200, or 206 to a Range request
     "busy",  # 503
+    "broken",  # 500
+    *(f"reset-{share}" for share in range(0, 100, 10)),  # breaks the connection after that many per cent of what was asked for
+    "tenth",  # breaks the connection after a tenth of the whole file
+    "drip",  # good, in small pieces with a pause after each
+    "crawl",  # a byte now and then, until `release` is set
     "cut",  # announces all of what was asked for, sends half of it, hangs up
     "stall",  # sends half and then nothing until `release` is set
     "slow",  # good, after 0.3 s
@@ -36,9 +45,13 @@ ANSWERS = (
 class WeightsServer:
     """What it serves (`files`), how (`behave`) and what was asked of it (`requests`)."""
 
-    def __init__(self) -> None:
+    def __init__(self, certificate: Path | None = None) -> None:
         self._lock = threading.Lock()
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+        if certificate:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate)
+            self.http.socket = context.wrap_socket(self.http.socket, server_side=True)
         self.start_over({})
 
     def start_over(self, files: dict[str, bytes]) -> None:
@@ -69,9 +82,9 @@ class WeightsServer:
 
 
 @contextmanager
-def serve() -> Iterator[WeightsServer]:
-    """A running server; stopped at the end."""
-    server = WeightsServer()
+def serve(certificate: Path | None = None) -> Iterator[WeightsServer]:
+    """A running server, with TLS when there is a certificate (PEM with its key); stopped at the end."""
+    server = WeightsServer(certificate)
     thread = threading.Thread(target=server.http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     try:
@@ -100,8 +113,8 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path in self.weights.redirects:
             return self._head(302, 0, {"Location": self.weights.redirects[self.path]})
         data = self.weights.files.get(self.path)
-        if answer in ("busy", "missing") or data is None:
-            return self._head(503 if answer == "busy" else 404, 0)
+        if answer in ("busy", "broken", "missing") or data is None:
+            return self._head({"busy": 503, "broken": 500}.get(answer, 404), 0)
         self._send(answer, data, self._start(answer, wanted))
 
     def _send(self, answer: str, data: bytes, start: int) -> None:
@@ -116,12 +129,34 @@ class _Handler(BaseHTTPRequestHandler):
         if answer == "gzip":
             headers["Content-Encoding"] = "gzip"
         self._head(206 if "Content-Range" in headers else 200, None if "nolength" in answer else len(body), headers)
-        half = len(body) // 2 if answer in ("cut", "stall") else len(body)
-        self.wfile.write(body[:half])
+        if answer in ("drip", "crawl"):
+            return self._drip(body, 64 if answer == "drip" else len(body))
+        self.wfile.write(body[: self._share(answer, len(body), len(data))])
         self.wfile.flush()
+        if answer.startswith(("reset", "tenth")):
+            return self._reset()
         if answer == "stall":
             self.weights.half_sent.set()
             self.weights.release.wait(30)
+
+    def _share(self, answer: str, asked: int, whole: int) -> int:
+        """How many of the bytes asked for are sent."""
+        if answer.startswith("reset"):
+            return asked * int(answer.removeprefix("reset-")) // 100
+        return {"cut": asked // 2, "stall": asked // 2, "tenth": whole // 10}.get(answer, asked)
+
+    def _drip(self, body: bytes, pieces: int) -> None:
+        size = len(body) // pieces + 1
+        with suppress(OSError):  # whoever asked may have gone
+            for start in range(0, len(body), size):
+                self.wfile.write(body[start : start + size])
+                self.weights.release.wait(0.005)
+
+    def _reset(self) -> None:
+        """End the connection with a TCP reset instead of a farewell."""
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.weights.release.wait(0.005)  # so that what was sent can be read
+        self.connection.close()
 
     def _start(self, answer: str, wanted: str | None) -> int:
         asked = re.fullmatch(r"bytes=(\d+)-", wanted or "")

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from clseg.cli.console import Terminal, exit_codes
-from clseg.cli.watch import keep_memory, watched
+from clseg.cli.watch import watched
 
 app = typer.Typer(
     help="How high in the body every slice of a scan lies: 0 = pelvis bottom, 1 = head top.",
@@ -32,7 +32,6 @@ def train(
 
     clseg bodypart train recipes/bodypart.toml
     """
-    keep_memory()
     terminal = Terminal(quiet=quiet)
     with exit_codes(terminal):
         from clseg.recipe import read_recipe

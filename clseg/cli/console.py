@@ -86,28 +86,14 @@ class Terminal:
         self.error(f"Something went wrong that should not: {type(error).__name__}: {error}", None if self.verbose else tip)
 
     @contextmanager
-    def progress(self) -> Iterator[Progress | None]:
-        """Bars on stderr, or None when they would only litter a log."""
+    def progress(self, unit: str = "") -> Iterator[Progress | None]:
+        """Bars on stderr, or None when they would only litter a log; of "bytes" they show the speed, too."""
         if not self.lively:
             yield None
             return
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
+        from rich.progress import Progress
 
-        columns: tuple[Any, ...] = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=self.err, transient=True) as progress:
+        with Progress(*_columns(unit), console=self.err, transient=True) as progress:
             yield progress
 
 
@@ -138,6 +124,14 @@ def exit_codes(terminal: Terminal) -> Iterator[None]:
     except Exception as error:
         terminal.unexpected(error)
         raise typer.Exit(1) from error
+
+
+def _columns(unit: str) -> tuple[Any, ...]:
+    """What stands in a bar: how much of how much, since when, how long still."""
+    from rich import progress as rich
+
+    counts = (rich.DownloadColumn(), rich.TransferSpeedColumn()) if unit == "bytes" else (rich.MofNCompleteColumn(),)
+    return (rich.TextColumn("{task.description}"), rich.BarColumn(), *counts, rich.TimeElapsedColumn(), rich.TimeRemainingColumn())
 
 
 def _escape(text: str) -> str:

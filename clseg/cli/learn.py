@@ -9,7 +9,7 @@ import typer
 
 from clseg.cli.console import Terminal, exit_codes
 from clseg.cli.train import Quiet, Resume, RunFolder
-from clseg.cli.watch import keep_memory, watched
+from clseg.cli.watch import watched
 
 if TYPE_CHECKING:
     from clseg.training.learn import Learned
@@ -23,7 +23,6 @@ def learn(
     quiet: Quiet = False,
 ) -> None:
     """Teach a model new organs: new decoders on its frozen encoder, pruned, listed at once; earlier results stay bit for bit."""
-    keep_memory()
     terminal = Terminal(quiet=quiet)
     with exit_codes(terminal):
         from clseg.recipe import LearnRecipe, read_recipe
@@ -42,7 +41,6 @@ def update(
     quiet: Quiet = False,
 ) -> None:
     """Improve a decoder with new cases of its organs; refused when the old cases lose more than allowed."""
-    keep_memory()
     terminal = Terminal(quiet=quiet)
     with exit_codes(terminal):
         from clseg.recipe import UpdateRecipe, read_recipe
@@ -72,7 +70,6 @@ def prune(
     quiet: Quiet = False,
 ) -> None:
     """Make a decoder small and fast: lottery-ticket pruning, whole channels first."""
-    keep_memory()
     terminal = Terminal(quiet=quiet)
     with exit_codes(terminal):
         from clseg.recipe import PruneRecipe, read_recipe

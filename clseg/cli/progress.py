@@ -14,8 +14,8 @@ class Bars(Progress):
         self.terminal = terminal
 
     @contextmanager
-    def stage(self, name: str, total: int | None = None) -> Iterator[Advance]:
-        with self.terminal.progress() as bars:
+    def stage(self, name: str, total: int | None = None, unit: str = "") -> Iterator[Advance]:
+        with self.terminal.progress(unit) as bars:
             if bars is None:
                 self.terminal.detail(name)
                 yield lambda units: None

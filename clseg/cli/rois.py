@@ -8,19 +8,23 @@ from typing import Annotated
 import typer
 
 from clseg.cli.console import Terminal, exit_codes
+from clseg.cli.sources import AllowHttp, OtherManifest, sources_of
 
 
 def rois(
     model: Annotated[str, typer.Option("-m", "--model", help="Model to list.")] = "starter",
     as_json: Annotated[bool, typer.Option("--json", help="JSON instead of a table.")] = False,
+    manifest: OtherManifest = None,
+    allow_http: AllowHttp = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Never open a network connection.")] = False,
 ) -> None:
     """List the structures of a model, their groups and the weights that hold them."""
     terminal = Terminal()
     with exit_codes(terminal):
         from clseg.catalogue import Catalogue
-        from clseg.weights.cache import manifest
+        from clseg.weights.cache import manifest as known
 
-        listing = manifest()
+        listing = known(sources=sources_of(None, manifest, allow_http), offline=offline)
         holders = listing.labels_of(model)
         catalogue = Catalogue.builtin().with_structures(holders)
         anatomies = [a for a in catalogue if a.name in holders]

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from clseg.cli.console import Terminal, exit_codes
+from clseg.cli.sources import AllowHttp, Mirror, OtherManifest, sources_of
 from clseg.errors import UsageError
 
 if TYPE_CHECKING:
     from clseg.segmentation import Segmentation
+    from clseg.weights.sources import Sources
 
 
 def run(
@@ -29,6 +31,9 @@ def run(
     step: Annotated[float, typer.Option("--step", help="Distance between windows as a share of the window, 0.1 to 1.", min=0.1, max=1.0)] = 0.5,
     threads: Annotated[int, typer.Option("--threads", help="CPU threads; 0 leaves the choice to torch.", min=0)] = 0,
     offline: Annotated[bool, typer.Option("--offline", help="Never open a network connection.")] = False,
+    mirror: Mirror = None,
+    manifest: OtherManifest = None,
+    allow_http: AllowHttp = False,
     overwrite: Annotated[bool, typer.Option("--overwrite/--no-overwrite", help="Replace results that are there already.")] = True,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but errors.")] = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Say more.")] = False,
@@ -58,8 +63,9 @@ def run(
             missing = "-i/--input" if input is None else "-o/--output"
             raise UsageError(f"{missing} is missing.", tip="clseg -i ct.nii.gz -o out/")
         names = list(roi or ["all"])
-        check_call(input, output, names, model, device, multilabel, overwrite)
-        options = {"model": model, "device": device, "step": step, "threads": threads, "offline": offline}
+        sources = known(sources_of(mirror, manifest, allow_http), offline)
+        check_call(input, output, names, model, device, multilabel, overwrite, sources)
+        options = {"model": model, "device": device, "step": step, "threads": threads, "offline": offline, "sources": sources}
         result = segment_and_save(
             input, output, names, terminal, options, {"multilabel": multilabel, "statistics": stats, "preview": preview}
         )
@@ -77,7 +83,14 @@ def refuse_options_before(context: typer.Context) -> None:
         )
 
 
-def check_call(input: Path, output: Path, roi: list[str], model: str, device: str, multilabel: bool, overwrite: bool) -> None:
+def known(sources: Sources, offline: bool) -> Sources:
+    """The sources with their manifest read, so that it is fetched once."""
+    from clseg.weights.cache import manifest
+
+    return replace(sources, manifest=manifest(sources=sources, offline=offline))
+
+
+def check_call(input: Path, output: Path, roi: list[str], model: str, device: str, multilabel: bool, overwrite: bool, sources: Sources) -> None:
     """Refuse what is wrong with the call before anything heavy is loaded, read or made."""
     from clseg.catalogue import Catalogue
     from clseg.inference.device import check_spelling
@@ -85,7 +98,7 @@ def check_call(input: Path, output: Path, roi: list[str], model: str, device: st
     from clseg.output import Output
     from clseg.weights.cache import manifest
 
-    holders = manifest().labels_of(model)
+    holders = manifest(sources=sources).labels_of(model)
     wanted = Catalogue.builtin().with_structures(holders).select(roi, among=holders)
     existing(input)
     place = Output.at(output, multilabel)
@@ -107,10 +120,18 @@ def segment_and_save(
 
     bars = Bars(terminal)
     result = segment(input, roi, report=bars, **options)
-    result = replace(result, facts={**result.facts, "command": sys.argv[1:]})
+    result = replace(result, facts={**result.facts, "command": [without_secrets(word) for word in sys.argv[1:]]})
     with bars.stage("Writing"):
         result.save(output, **outputs)
     return result
+
+
+def without_secrets(word: str) -> str:
+    """A word of the command; an address in it loses user, password and query."""
+    from clseg.weights.download import shown
+
+    option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    return f"{option}{equals}{shown(value)}" if "://" in value else word
 
 
 def report(result: Segmentation, output: Path, terminal: Terminal) -> None:

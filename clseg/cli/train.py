@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from clseg.cli.console import Terminal, exit_codes
-from clseg.cli.watch import keep_memory, watched
+from clseg.cli.watch import watched
 
 RunFolder = Annotated[Path | None, typer.Option("--run", help="Folder of this run. Default: runs/<recipe name>.", show_default=False)]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")]
@@ -22,7 +22,6 @@ def train(
     quiet: Quiet = False,
 ) -> None:
     """Train a general encoder and its decoders from partially labelled datasets."""
-    keep_memory()
     terminal = Terminal(quiet=quiet)
     with exit_codes(terminal):
         from clseg.recipe import read_recipe

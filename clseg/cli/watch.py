@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,16 +13,6 @@ from clseg.cli.console import Terminal
 if TYPE_CHECKING:
     from clseg.training.loop import Step
     from clseg.training.run import Reports
-
-# glibc gives large buffers back to the system after every step and asks for them again: 12–27 % of the time.
-KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": "100000000000", "MALLOC_MMAP_MAX_": "0", "MALLOC_TOP_PAD_": "268435456"}
-
-
-def keep_memory() -> None:
-    """Start this process again with glibc told to keep its memory; needs to be set before the first allocation."""
-    if sys.platform == "linux" and not all(name in os.environ for name in KEEP_MEMORY):
-        os.environ.update(KEEP_MEMORY)
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 @contextmanager

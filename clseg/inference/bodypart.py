@@ -1,7 +1,9 @@
 """Body-part scores: how high in the body every slice of a scan lies, 0 = bottom of the pelvis, 1 = top of the head.
 
-Slices are scored one by one, the curve along z is smoothed, and where its ends cannot be
-true (arms above the head, a couch, metal) it is continued in a straight line.
+Slices are scored one by one and the curve along z is smoothed.  Where its ends cannot be
+true (arms above the head, a couch, metal) it is continued in a straight line, and what is
+left becomes the nearest curve that rises everywhere as fast as bodies do.  So the order of
+settled scores is right by construction; what the network itself knows of it is in the raw ones.
 """
 
 from __future__ import annotations
@@ -141,11 +143,29 @@ def _upright(scan: Volume) -> Volume:
 
 
 def settle(raw: np.ndarray, z_mm: np.ndarray, spec: BodypartSpec) -> np.ndarray:
-    """Scores smoothed along z (evenly spaced), with implausible ends replaced; a single slice stays as it is."""
+    """Scores smoothed along z (evenly spaced), with implausible ends replaced and rising plausibly throughout.
+
+    A single slice stays as it is, and a scan that runs from head to feet keeps falling.
+    """
     if len(raw) < 2:
         return raw.copy()
     step = float(z_mm[1] - z_mm[0])
-    return straighten_ends(smooth(raw, spec.smooth_mm / step), step, spec.slope)
+    straight = straighten_ends(smooth(raw, spec.smooth_mm / step), step, spec.slope)
+    return straight if upside_down(raw) else plausible(straight, step, spec.slope)
+
+
+def plausible(values: np.ndarray, step_mm: float, slope: tuple[float, float]) -> np.ndarray:
+    """The curve with slopes (per mm) within `slope` everywhere whose largest distance from `values` is smallest.
+
+    It is the mean of the lowest such curve above the values and the highest below them.
+    """
+    apart = (np.arange(len(values))[:, None] - np.arange(len(values))[None, :]) * step_mm  # (here, there)
+    least = np.where(apart > 0, slope[0], slope[1])
+    most = np.where(apart > 0, slope[1], slope[0])
+    still = apart == 0  # an infinite slope over no distance
+    above = (values + np.where(still, 0, least * np.where(still, 1, apart))).max(axis=1)
+    below = (values + np.where(still, 0, most * np.where(still, 1, apart))).min(axis=1)
+    return (above + below) / 2
 
 
 def smooth(values: np.ndarray, sigma: float) -> np.ndarray:

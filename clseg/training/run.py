@@ -25,6 +25,7 @@ from filelock import FileLock, Timeout
 
 import clseg
 from clseg import recipe as recipes
+from clseg.allocator import keep_memory
 from clseg.errors import TrainingError
 from clseg.io.files import write_json
 from clseg.training.loop import Learner, Step
@@ -78,7 +79,8 @@ def note_recipe(recipe: Any, run: Path, *, resume: bool, weights: Mapping[str, s
 
 
 def quicken(threads: int) -> None:
-    """Settings of torch that training wants; denormals cost a factor of ten on x86."""
+    """Settings that training wants; denormals cost a factor of ten on x86, memory that comes and goes a quarter of the time."""
+    keep_memory()
     if threads:
         torch.set_num_threads(threads)
     torch.set_flush_denormal(True)

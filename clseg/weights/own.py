@@ -73,11 +73,41 @@ def added(
         raise
 
 
+def remove(model: str, *, home: Path | None = None) -> tuple[Path, ...]:
+    """Take a model out of the user's manifest and delete the files that no other entry names; returns these files.
+
+    What other models list, or require, stays.  Raises UnknownName when the user's manifest does not list the model.
+    """
+    home = home or environment().own
+    path = home / FILE_NAME
+    with _alone(home):
+        old = Manifest.read(path) if path.is_file() else Manifest((), ())
+        old.model(model)
+        new = _without_model(old, model)
+        new.write(path)
+        kept = {asset.file for asset in new.assets}
+        gone = tuple(home / asset.file for asset in old.assets if asset.file not in kept)
+        for file in gone:
+            file.unlink(missing_ok=True)
+    return gone
+
+
+def _without_model(old: Manifest, model: str) -> Manifest:
+    """The list without the model and without the assets that only it has a use for."""
+    others = tuple(one for one in old.models if one.name != model)
+    mine = {asset.name for asset in old.closed([model]).assets}
+    used = {asset.name for asset in old.closed(one.name for one in others).assets}
+    return Manifest(others, tuple(asset for asset in old.assets if asset.name in used or asset.name not in mine))
+
+
 @contextmanager
 def _alone(home: Path) -> Iterator[None]:
     """Hold the lock of the user's manifest; a folder that cannot be written is an OutputError."""
     from filelock import FileLock
 
+    from clseg.weights.sources import refuse_installation
+
+    refuse_installation(home / FILE_NAME)
     try:
         home.mkdir(parents=True, exist_ok=True)
         with FileLock(home / f".{FILE_NAME}.lock", timeout=LOCK_S):
