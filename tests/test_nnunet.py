@@ -207,6 +207,8 @@ def test_a_fold_that_is_not_there_is_told(tmp_path: Path) -> None:
     write_model(tmp_path)
     with pytest.raises(UsageError, match="no fold_3, it has fold_0"):
         find_trainings(tmp_path, folds="3")
+    with pytest.raises(UsageError, match="it has fold_0"):
+        find_trainings(tmp_path, folds=" ,")
 
 
 def test_a_renamed_folder_knows_its_configuration_from_the_checkpoint(tmp_path: Path) -> None:

@@ -174,7 +174,7 @@ def _folds(home: Path, folds: str, checkpoint: str) -> dict[str, Path]:
     wanted = [f"fold_{word.strip().removeprefix('fold_')}" for word in folds.split(",") if word.strip()]
     if folds == "all" or not there:
         raise WeightsError(f"{home} has no fold_*/{checkpoint}.", tip="Name another file with --checkpoint, e.g. checkpoint_best.pth.")
-    for name in wanted:
+    for name in wanted or ("fold",):
         if name not in there:
             raise UsageError(f"{home.name} has no {name}, it has {', '.join(there)}.")
     return {name: there[name] for name in wanted}
