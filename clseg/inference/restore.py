@@ -30,17 +30,39 @@ TILE = (128, 64, 16)  # voxels of the scanner's grid at a time: small enough for
 BORDER = FULL / 2  # between HALF, the most of what did not win, and the least of what did
 
 
-def restore(layer: Layer, placement: Placement, like: Volume) -> np.ndarray:
-    """The layer's ids on the grid of `like`, uint16, in Fortran order as NIfTI files are."""
+def restore(layer: Layer, placement: Placement, like: Volume, *, smooth: bool = True) -> np.ndarray:
+    """The layer's ids on the grid of `like`, uint16, in Fortran order as NIfTI files are.
+
+    Without `smooth` every voxel has the id of the nearest one on the model's grid.
+    """
     out = np.zeros(like.shape, np.uint16, order="F")
     turned = to_orientation(Volume(out, like.affine), placement.orientation).array  # a view: what is written there is in `out`
+    (_fill_smoothly if smooth else _fill_by_nearest)(turned, layer, placement)
+    return out
+
+
+def _fill_by_nearest(turned: np.ndarray, layer: Layer, placement: Placement) -> None:
+    (x, from_x), (y, from_y), (z, from_z) = map(_nearest, placement.outward)
+    inside = turned[x, y, z]
+    for rows in _parts(inside.shape[2], TILE[2]):
+        ids = layer.labels.T[np.ix_(from_z[rows], from_y, from_x)]  # (z, y, x), as files are
+        inside[:, :, rows] = ids.T
+
+
+def _nearest(weights: np.ndarray) -> tuple[slice, np.ndarray]:
+    """Which voxels of the scan's axis lie in the box, and the nearest one of the model's for each of them."""
+    there = np.flatnonzero(weights.sum(axis=1) > 0.5)  # with less, the nearest lies beyond the box
+    inside = slice(int(there[0]), int(there[-1]) + 1) if there.size else slice(0, 0)
+    return inside, weights[inside].argmax(axis=1)
+
+
+def _fill_smoothly(turned: np.ndarray, layer: Layer, placement: Placement) -> None:
     structures, (wx, wy, wz) = _structures(layer, placement), placement.outward
     across = list(product(*map(_parts, turned.shape[:2], TILE[:2])))
     for rows in _parts(turned.shape[2], TILE[2]):
         bands = [band for one in structures if (band := _band(layer, one, wz[rows]))]
         for x, y in across:
             _fill(turned[x, y, rows], bands, wx[x], wy[y])
-    return out
 
 
 def _parts(length: int, size: int) -> list[slice]:
