@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import clseg
 from clseg.catalogue import Anatomy, Catalogue
+from clseg.errors import UsageError
 from clseg.inference.device import check_spelling
 from clseg.io.check import check
 from clseg.io.files import read, sha256_of
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 Image = Volume | str | os.PathLike[str]
 
+RESTORING = ("smooth", "nearest")
+
 __all__ = ["Segmentation", "segment"]
 
 
@@ -43,6 +46,7 @@ def segment(
     device: str = "auto",
     step: float = 0.5,
     threads: int = 0,
+    restore: str = "smooth",
     offline: bool = False,
     report: Progress = SILENT,
 ) -> Segmentation:
@@ -51,7 +55,8 @@ def segment(
     `image` is a path (NIfTI, NRRD, MetaImage, a DICOM folder) or a Volume in HU;
     `roi` are groups, structures or synonyms (`chest`, `liver,aorta`).  `step` is the
     distance between windows as a share of the window; `threads` 0 leaves torch's
-    choice.  `offline` opens no socket.  The result lies on the grid of `image`.
+    choice; `restore` brings labels back to the scan with `smooth` borders or by `nearest`
+    neighbour.  `offline` opens no socket.  The result lies on the grid of `image`.
 
     Raises UsageError for unknown names before anything is read or loaded, InputError
     when the image is not a usable CT, WeightsError when weights are missing.
@@ -62,6 +67,8 @@ def segment(
     catalogue = Catalogue.builtin().with_structures(holders)
     wanted = catalogue.select([roi] if isinstance(roi, str) else roi, among=holders)
     check_spelling(device)
+    if restore not in RESTORING:
+        raise UsageError(f"Unknown way to restore '{restore}', expected {' or '.join(RESTORING)}.")
     assets = listing.assets_for(model, [a.name for a in wanted])
 
     with stopwatch.lap("read"), report.stage("Reading"):
@@ -82,9 +89,9 @@ def segment(
     with stopwatch.lap("restore"), report.stage("Restoring", len(layers)) as advance:
         arrays = []
         for layer in layers:
-            arrays.append(_onto_scan(layer, placement, straight, checked.volume))
+            arrays.append(_onto_scan(layer, placement, straight, checked.volume, restore))
             advance(1)
-    facts = _facts(model, assets, device, step, scan, image, digest)
+    facts = {**_facts(model, assets, device, step, scan, image, digest), "restore": restore}
     return Segmentation(checked.volume, tuple(arrays), wanted, frozenset(unreachable), facts, stopwatch)
 
 
@@ -169,10 +176,10 @@ def _reach(parts: Parts, hu: torch.Tensor, placement: Placement, report: Progres
     return {name: extent for model in parts.models for name, extent in extents(model, placement.shape[2], scores).items()}
 
 
-def _onto_scan(layer: Layer, placement: Placement, straight: Volume, scan: Volume) -> Any:
+def _onto_scan(layer: Layer, placement: Placement, straight: Volume, scan: Volume, way: str) -> Any:
     from clseg.inference.restore import restore
 
-    ids = restore(layer, placement, straight)
+    ids = restore(layer, placement, straight, smooth=way == "smooth")
     return ids if straight is scan else from_orthonormal(ids, straight, scan)
 
 
