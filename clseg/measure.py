@@ -7,18 +7,21 @@ not on how many of them there are.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 
 from clseg.errors import InputError
+from clseg.spatial.regions import memory_order, regions
 from clseg.volume import Volume
 
 Point = tuple[float, float, float]
 Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 Status = Literal["complete", "cut_by_fov", "absent", "out_of_range"]
+
+_MANY = 1 << 18  # values; fewer are sorted faster than counted
 
 FACES = ("left", "right", "anterior", "posterior", "superior", "inferior")
 
@@ -73,15 +76,19 @@ def measure(
     when an id is not positive or appears in two layers.
     """
     _check(layers, ct, wanted)
-    axes = _memory_order(ct.array)
+    axes = memory_order(ct.array)
     image = Volume(ct.array.transpose(axes), ct.affine[:, [*axes, 3]])  # contiguous where it can be
     found: dict[str, Statistics] = {}
     for layer in layers:
         labels = np.ascontiguousarray(layer.transpose(axes))
-        for name, box in _boxes(labels, wanted):
+        there = regions(labels)
+        for name, number in wanted.items():
+            if number not in there:
+                continue
             if name in found:
-                raise InputError(f"'{name}' (id {wanted[name]}) appears in two label maps, expected in one.")
-            found[name] = _in_given_order(_measure_one(labels[box] == wanted[name], box, image), axes)
+                raise InputError(f"'{name}' (id {number}) appears in two label maps, expected in one.")
+            box = there[number].box
+            found[name] = _in_given_order(_measure_one(labels[box] == number, box, image), axes)
     return {
         name: found.get(name) or Statistics("out_of_range" if name in out_of_range else "absent") for name in wanted
     }
@@ -111,22 +118,6 @@ def _check(layers: Sequence[np.ndarray], ct: Volume, wanted: Mapping[str, int]) 
     for name, number in wanted.items():
         if number < 1:
             raise InputError(f"The id of '{name}' is {number}, expected 1 or more (0 is background).")
-
-
-def _memory_order(array: np.ndarray) -> tuple[int, int, int]:
-    """Axes from the slowest to the fastest in memory: files come in Fortran order, and going across it is slow."""
-    i, j, k = sorted(range(3), key=lambda axis: -abs(array.strides[axis]))
-    return i, j, k
-
-
-def _boxes(labels: np.ndarray, wanted: Mapping[str, int]) -> Iterator[tuple[str, tuple[slice, slice, slice]]]:
-    """Name and box of every wanted structure in this label map, found in one pass over it."""
-    from scipy.ndimage import find_objects
-
-    boxes = find_objects(labels)
-    for name, number in wanted.items():
-        if number <= len(boxes) and boxes[number - 1] is not None:
-            yield name, boxes[number - 1]
 
 
 def _measure_one(mask: np.ndarray, box: tuple[slice, slice, slice], image: Volume) -> Statistics:
@@ -193,9 +184,20 @@ def _percentiles(values: np.ndarray, percents: Sequence[float]) -> list[float]:
     """
     ranks = (values.size - 1) * np.asarray(percents) / 100
     below, above = np.floor(ranks).astype(int), np.ceil(ranks).astype(int)
-    ordered = np.partition(values, np.union1d(below, above))
-    lower, upper = ordered[below].astype(np.float64), ordered[above].astype(np.float64)
+    lower, upper = _in_order(values, np.stack([below, above])).astype(np.float64)
     return [float(p) for p in lower + (upper - lower) * (ranks - below)]
+
+
+def _in_order(values: np.ndarray, ranks: np.ndarray) -> np.ndarray:
+    """The values that would stand at these ranks if they were sorted; many small integers are counted, which is faster."""
+    if values.dtype.kind == "f" or values.dtype.itemsize > 2 or values.size < _MANY:
+        return np.partition(values, np.unique(ranks))[ranks]
+    low, high = int(values.min()), int(values.max())
+    counts = np.zeros(high - low + 1, np.int64)
+    for start in range(0, values.size, _MANY):
+        block = np.subtract(values[start : start + _MANY], low, dtype=np.intp)
+        counts += np.bincount(block, minlength=counts.size)
+    return low + np.searchsorted(np.cumsum(counts), ranks, side="right")
 
 
 def _deviation(values: np.ndarray, mean: float, block: int = 1 << 22) -> float:

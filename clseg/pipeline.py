@@ -6,6 +6,7 @@ import math
 import os
 import platform
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ import numpy as np
 
 import clseg
 from clseg.catalogue import Anatomy, Catalogue
+from clseg.errors import UsageError
 from clseg.inference.device import check_spelling
 from clseg.io.check import check
 from clseg.io.files import read, sha256_of
@@ -36,6 +38,8 @@ UPSIDE_DOWN = "The body seems to lie upside down: its parts come from head to fe
 
 Image = Volume | str | os.PathLike[str]
 
+RESTORING = ("smooth", "nearest")
+
 __all__ = ["Segmentation", "segment"]
 
 
@@ -47,6 +51,7 @@ def segment(
     device: str = "auto",
     step: float = 0.5,
     threads: int = 0,
+    restore: str = "smooth",
     offline: bool = False,
     sources: Sources = Sources(),
     report: Progress = SILENT,
@@ -56,8 +61,9 @@ def segment(
     `image` is a path (NIfTI, NRRD, MetaImage, a DICOM folder) or a Volume in HU;
     `roi` are groups, structures or synonyms (`chest`, `liver,aorta`).  `step` is the
     distance between windows as a share of the window; `threads` 0 leaves torch's
-    choice.  `offline` opens no socket; `sources` says where
-    weights come from (a mirror, another manifest).  The result lies on the grid of `image`.
+    choice; `restore` brings labels back to the scan with `smooth` borders or by `nearest`
+    neighbour.  `offline` opens no socket; `sources` says where weights come from (a mirror,
+    another manifest).  The result lies on the grid of `image`.
 
     Raises UsageError for unknown names before anything is read or loaded, InputError
     when the image is not a usable CT, WeightsError when weights are missing.
@@ -68,6 +74,8 @@ def segment(
     catalogue = Catalogue.builtin().with_structures(holders)
     wanted = catalogue.select([roi] if isinstance(roi, str) else roi, among=holders)
     check_spelling(device)
+    if restore not in RESTORING:
+        raise UsageError(f"Unknown way to restore '{restore}', expected {' or '.join(RESTORING)}.")
     assets = listing.assets_for(model, [a.name for a in wanted])
 
     with stopwatch.lap("read"), report.stage("Reading"):
@@ -84,10 +92,20 @@ def segment(
             parts = _load(assets, files, {decoder for a in wanted for decoder in holders[a.name]})
     report.detail(f"{len(parts.answering)} decoders on {device}")
 
-    layers, unreachable = _infer(straight, parts, wanted, catalogue, device, step, stopwatch, report)
+    way = _Way(device, step, restore)
+    layers, unreachable = _infer(straight, parts, wanted, catalogue, way, stopwatch, report)
     arrays = [ids if straight is checked.volume else from_orthonormal(ids, straight, checked.volume) for ids in layers]
-    facts = _facts(model, assets, device, step, scan, image, digest)
+    facts = _facts(model, assets, way, scan, image, digest)
     return Segmentation(checked.volume, tuple(arrays), wanted, frozenset(unreachable), facts, stopwatch)
+
+
+@dataclass(frozen=True)
+class _Way:
+    """How a scan is segmented: on which device, at which step between windows, and how labels come back to the scan."""
+
+    device: str
+    step: float
+    restore: str
 
 
 def _read(image: Image) -> tuple[Volume, str | None]:
@@ -119,8 +137,7 @@ def _infer(
     parts: Parts,
     wanted: tuple[Anatomy, ...],
     catalogue: Catalogue,
-    device: str,
-    step: float,
+    way: _Way,
     stopwatch: Stopwatch,
     report: Progress,
 ) -> tuple[list[np.ndarray], list[str]]:
@@ -129,9 +146,9 @@ def _infer(
     Decoders with a plan run as it says, the others the house's way; where both want a
     voxel of a layer, it belongs to those with a plan.
     """
-    layers, reached = _planned(scan, parts, wanted, catalogue, device, step, stopwatch, report) if parts.planned else ({}, set())
+    layers, reached = _planned(scan, parts, wanted, catalogue, way, stopwatch, report) if parts.planned else ({}, set())
     if parts.models:
-        ours, ours_reached = _house(scan, parts, wanted, catalogue, device, step, stopwatch, report)
+        ours, ours_reached = _house(scan, parts, wanted, catalogue, way, stopwatch, report)
         reached |= ours_reached
         for depth, ids in ours.items():
             layers[depth] = np.where(layers[depth] > 0, layers[depth], ids) if depth in layers else ids
@@ -144,8 +161,7 @@ def _planned(
     parts: Parts,
     wanted: tuple[Anatomy, ...],
     catalogue: Catalogue,
-    device: str,
-    step: float,
+    way: _Way,
     stopwatch: Stopwatch,
     report: Progress,
 ) -> tuple[dict[int, np.ndarray], set[str]]:
@@ -154,10 +170,12 @@ def _planned(
     from clseg.inference.planned.run import answers_of, compose, segment_planned, windows_of
 
     with stopwatch.lap("planned"):
-        engines = [Engine(model, device, notify=report.warn) for model in parts.planned]
+        engines = [Engine(model, way.device, notify=report.warn) for model in parts.planned]
         answers = answers_of(engines, scan, _slice_scores(scan, parts, report))
-        with report.stage("Segmenting", windows_of(answers, step)) as advance:
-            found = list(segment_planned(scan, answers, step=step, advance=advance))
+        if way.restore == "nearest":
+            answers = [replace(answer, plan=replace(answer.plan, export="nearest")) for answer in answers]
+        with report.stage("Segmenting", windows_of(answers, way.step)) as advance:
+            found = list(segment_planned(scan, answers, step=way.step, advance=advance))
         layers = compose(scan, found, wanted, catalogue)
     return layers, {label for answer in answers for label in answer.labels}
 
@@ -181,8 +199,7 @@ def _house(
     parts: Parts,
     wanted: tuple[Anatomy, ...],
     catalogue: Catalogue,
-    device: str,
-    step: float,
+    way: _Way,
     stopwatch: Stopwatch,
     report: Progress,
 ) -> tuple[dict[int, np.ndarray], set[str]]:
@@ -203,7 +220,7 @@ def _house(
     labels = parts.labels
     canvas = Canvas(placement.shape, wanted, catalogue, placement.spacing, reach, parts.pathological)
 
-    predictors = [Predictor(Engine(model, device, notify=report.warn), step=step) for model in parts.models]
+    predictors = [Predictor(Engine(model, way.device, notify=report.warn), step=way.step) for model in parts.models]
     windows = math.prod(len(starts) for starts in predictors[0].windows(placement.shape))
     with stopwatch.lap("segment"), report.stage("Segmenting", windows * len(predictors)) as advance:
         for predictor in predictors:
@@ -219,7 +236,7 @@ def _house(
     restored = {}
     with stopwatch.lap("restore"), report.stage("Restoring", len(canvas.layers)) as advance:
         for depth, layer in canvas.layers.items():
-            restored[depth] = restore(layer, placement, scan)
+            restored[depth] = restore(layer, placement, scan, smooth=way.restore == "smooth")
             advance(1)
     return restored, {label for name, extent in reach.items() if extent is not None for label in labels[name]}
 
@@ -239,7 +256,7 @@ def _reach(parts: Parts, hu: torch.Tensor, placement: Placement, report: Progres
 
 
 def _facts(
-    model: str, assets: Sequence[Asset], device: str, step: float, scan: Volume, image: Image, digest: str | None
+    model: str, assets: Sequence[Asset], way: _Way, scan: Volume, image: Image, digest: str | None
 ) -> dict[str, Any]:
     """What run.json says about input, weights and program."""
     import torch
@@ -256,7 +273,8 @@ def _facts(
             "affine": scan.affine.tolist(),
         },
         "model": {"name": model, "weights": {a.name: a.sha256 for a in assets}},
-        "device": device,
+        "device": way.device,
         "threads": torch.get_num_threads(),
-        "step": step,
+        "step": way.step,
+        "restore": way.restore,
     }

@@ -14,9 +14,10 @@ import numpy as np
 from clseg.catalogue import Anatomy
 from clseg.errors import OutputError, UnknownName
 from clseg.io.files import check_writable, prepare_folder, write_csv, write_json
-from clseg.io.nifti import write_mask
+from clseg.io.nifti import write_mask, write_structure
 from clseg.measure import Statistics, measure, to_json, to_rows
 from clseg.output import Output
+from clseg.spatial.regions import Region, regions
 from clseg.stopwatch import Stopwatch
 from clseg.volume import Volume
 
@@ -57,21 +58,21 @@ class Segmentation:
             from difflib import get_close_matches
 
             raise UnknownName("structure in this result", name, tuple(get_close_matches(name, self.names, 3)))
-        found = np.zeros(self.scan.shape, bool, order="F")
-        for layer in self.layers:
-            found |= layer == self.names[name]
+        id, found = self.names[name], np.zeros(self.scan.shape, bool, order="F")
+        for layer, there in zip(self.layers, self._regions, strict=True):
+            if id in there:
+                found[there[id].box] |= layer[there[id].box] == id
         return found
 
     @cached_property
     def present(self) -> tuple[Anatomy, ...]:
         """The structures that have at least one voxel."""
-        return tuple(a for a in self.wanted if self._voxels.get(a.id))
+        return tuple(a for a in self.wanted if any(a.id in there for there in self._regions))
 
     @cached_property
-    def _voxels(self) -> dict[int, int]:
-        """Number of voxels by id."""
-        counts = [np.bincount(layer.ravel(order="K")) for layer in self.layers]
-        return {int(i): int(count[i]) for count in counts for i in np.flatnonzero(count)}
+    def _regions(self) -> tuple[dict[int, Region], ...]:
+        """Where every id lies in every layer."""
+        return tuple(regions(layer) for layer in self.layers)
 
     def statistics(self) -> dict[str, Statistics]:
         """Volume, HU, place and completeness of every wanted structure; see `clseg.measure`."""
@@ -117,11 +118,19 @@ class Segmentation:
         for anatomy in self.wanted:
             file = place.mask(anatomy.name)
             if anatomy in self.present:
-                write_mask(file, self.mask(anatomy.name), self.scan)
+                self._save_structure(file, anatomy)
                 files.append(file)
             elif file.is_file():
                 _remove(file)  # an empty structure must not keep the mask of an earlier run
         return files
+
+    def _save_structure(self, file: Path, anatomy: Anatomy) -> None:
+        """One mask, straight from the only layer that holds the structure."""
+        holding = [(layer, there[anatomy.id].box) for layer, there in zip(self.layers, self._regions, strict=True) if anatomy.id in there]
+        if len(holding) == 1:
+            write_structure(file, holding[0][0], anatomy.id, holding[0][1], self.scan)
+        else:
+            write_mask(file, self.mask(anatomy.name), self.scan)
 
     def _save_statistics(self, place: Output) -> list[Path]:
         values = self.statistics()
@@ -145,7 +154,7 @@ class Segmentation:
             masks = size * (1 if max(self.names.values(), default=0) < 256 else 2)
         else:
             files = 1 if place.multilabel else len(self.present)
-            masks = files * size // 900 + sum(self._voxels.values()) // 4
+            masks = files * size // 900 + sum(one.voxels for there in self._regions for one in there.values()) // 4
         return 2_000_000 + masks  # the reports have room in two megabytes
 
     def _run(self, files: Sequence[Path], watch: Stopwatch) -> dict[str, Any]:

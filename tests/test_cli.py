@@ -188,6 +188,44 @@ def test_verbose_names_the_stages(tiny, ct, tmp_path):
     assert [stage for stage in ("Reading", "Loading weights", "Segmenting", "Restoring", "Writing") if stage not in stderr] == []
 
 
+def test_a_profile_shows_the_stages_of_the_run_manifest(tiny, ct, tmp_path):
+    """--profile: a table on stderr with the stages, seconds and memory that run.json holds, and their sum; nothing on stdout."""
+    result = call("-i", ct, "-o", tmp_path, "-m", "tiny", "--profile", "--stats")
+    assert (result.exit_code, result.stdout) == (0, "")
+    stages = json.loads((tmp_path / "run.json").read_text())["stages"]
+    rows = {words[0]: words[1:] for line in result.stderr.splitlines() if len(words := re.sub("[│┃|]", " ", line).split()) == 4}
+    assert list(rows) == [*(one["stage"] for one in stages), "all"]
+    assert [rows[one["stage"]][0] for one in stages] == [f"{one['seconds']:.2f}" for one in stages]
+    assert float(rows["all"][0]) == pytest.approx(sum(one["seconds"] for one in stages), abs=0.01)
+    if os.name != "nt":
+        assert [rows[one["stage"]][2] for one in stages] == [f"{one['peak_memory_mib']:.0f}" for one in stages]
+
+
+def test_a_profile_is_quiet_when_all_is(tiny, ct, tmp_path):
+    """-q goes before --profile."""
+    result = call("-i", ct, "-o", tmp_path / "x.nii.gz", "-m", "tiny", "--profile", "-q")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "", "")
+
+
+def test_a_profile_without_memory_has_dashes(tmp_path, capsys):
+    """Windows does not say how much memory was used, and no time at all has no shares."""
+    from clseg.cli.console import Terminal
+    from clseg.cli.segment import show_profile
+
+    (tmp_path / "run.json").write_text(json.dumps({"stages": [{"stage": "read", "seconds": 0.0, "peak_memory_mib": None}]}))
+    show_profile(tmp_path / "run.json", Terminal())
+    lines = [re.sub("[│┃|]", " ", line).split() for line in capsys.readouterr().err.splitlines()]
+    assert ["read", "0.00", "–", "–"] in lines
+    assert ["all", "0.00", "–", "–"] in lines
+
+
+@pytest.mark.parametrize("way", ["smooth", "nearest"])
+def test_how_labels_are_restored_is_noted(tiny, ct, tmp_path, way):
+    """--restore smooth or nearest: done, and said in run.json."""
+    assert call("-i", ct, "-o", tmp_path, "-m", "tiny", "--restore", way).exit_code == 0
+    assert json.loads((tmp_path / "run.json").read_text())["restore"] == way
+
+
 def test_warnings_go_to_stderr(tiny, ct, tmp_path):
     """A scan of a few slices is segmented, with a word of doubt."""
     image = nib.load(ct)
@@ -351,6 +389,12 @@ class TestRefusals:
 
         monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 0))
         assert "too full" in refused(1, "-i", ct, "-o", tmp_path / "out", "-m", "tiny")
+
+    def test_another_way_to_restore(self, ct, tmp_path):
+        """Both ways that there are are named."""
+        said = refused(2, "-i", ct, "-o", tmp_path / "out", "-m", "tiny", "--restore", "linear")
+        assert said == "Unknown way to restore 'linear', expected smooth or nearest."
+        assert not (tmp_path / "out").exists()
 
     @pytest.mark.parametrize("words", [["--step", "0"], ["--step", "2"], ["--threads", "-1"], ["--threads", "many"], ["--nonsense"], ["segmnt"]])
     def test_options_that_make_no_sense(self, ct, tmp_path, words):

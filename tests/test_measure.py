@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import label
 
+from clseg import measure as measure_module
 from clseg.errors import InputError
 from clseg.measure import FACES, Statistics, measure, to_json, to_rows
 from clseg.volume import Volume
@@ -93,6 +94,20 @@ def test_percentiles_of_int16_do_not_overflow():
     labels[2, 2, 2:4], ct.array[2, 2, 2:4] = 1, (-30_000, 30_000)
     organ = only(labels, ct)
     assert (organ.hu_median, organ.hu_p95) == (0, 27_000)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 400), st.integers(0, 2**32 - 1), st.sampled_from([np.int8, np.uint8, np.int16, np.uint16]))
+def test_counting_gives_what_sorting_gives(size, seed, dtype):
+    """Percentiles of many small integers are counted: to the last digit those of the sorted values."""
+    ends = np.iinfo(dtype)
+    values = np.random.default_rng(seed).integers(ends.min, ends.max, size, dtype, endpoint=True)
+    with pytest.MonkeyPatch.context() as patch:
+        sorting = measure_module._percentiles(values, (0, 5, 50, 95, 100))
+        patch.setattr(measure_module, "_MANY", 16)
+        counting = measure_module._percentiles(values, (0, 5, 50, 95, 100))
+    assert counting == sorting
+    assert counting == pytest.approx(np.percentile(values.astype(float), (0, 5, 50, 95, 100)))
 
 
 def test_voxels_that_are_not_finite_are_left_out_of_hu():

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from clseg.errors import InputError, OutputError, UsageError
 from clseg.io import files, nifti
 from clseg.io.labels import from_xml, read_label_names, to_xml
-from clseg.io.nifti import read_nifti, write_mask
+from clseg.io.nifti import read_nifti, write_mask, write_structure
 from clseg.volume import Header, Volume
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -331,6 +331,46 @@ def test_uncompressed_mask_is_the_unpacked_compressed_one(tmp_path):
     for ending in ("nii", "nii.gz"):
         write_mask(tmp_path / f"mask.{ending}", mask_like(volume), volume, labels=LABELS)
     assert (tmp_path / "mask.nii").read_bytes() == gzip.decompress((tmp_path / "mask.nii.gz").read_bytes())
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("ending", ["nii", "nii.gz"])
+@pytest.mark.parametrize("order", ["F", "C"])
+@pytest.mark.parametrize("slab", [1, 50, 1 << 20])
+def test_one_structure_of_a_label_map_is_its_mask(tmp_path, monkeypatch, ending, fast, order, slab):
+    """Read by nibabel and SimpleITK, the file holds `labels == 5`: the slices outside the box, other labels and what an earlier slice left in the buffer are 0."""
+    labels = np.zeros((5, 6, 7), np.uint16, order=order)
+    labels[1:4, 2:4, 2] = labels[3, 3, 3] = labels[2, 5, 5] = 5
+    labels[0, :, 3:5] = 300
+    monkeypatch.setattr(nifti, "_SLAB_BYTES", slab)
+    if not fast:
+        monkeypatch.setattr(nifti, "isal_zlib", None)
+    nifti._deflated_zeros.cache_clear()
+    volume, path = Volume(scan(), oblique()), tmp_path / f"mask.{ending}"
+    write_structure(path, labels, 5, (slice(1, 4), slice(2, 6), slice(2, 6)), volume)
+    nifti._deflated_zeros.cache_clear()
+    image = nib.load(path)
+    assert image.get_data_dtype() == np.uint8
+    np.testing.assert_array_equal(np.asanyarray(image.dataobj), labels == 5)
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(path))).transpose(2, 1, 0), labels == 5)
+
+
+def test_a_structure_and_its_mask_have_the_same_header_and_voxels(tmp_path):
+    """Unpacked, the file of a structure is byte for byte that of its mask; packed, twice the same."""
+    volume = Volume(scan(), oblique())
+    labels = mask_like(volume).astype(np.uint16) * 300
+    write_mask(tmp_path / "mask.nii.gz", labels == 300, volume)
+    for name in ("one.nii.gz", "two.nii.gz"):
+        write_structure(tmp_path / name, labels, 300, (slice(0, 5), slice(0, 6), slice(0, 7)), volume)
+    assert gzip.decompress((tmp_path / "one.nii.gz").read_bytes()) == gzip.decompress((tmp_path / "mask.nii.gz").read_bytes())
+    assert (tmp_path / "one.nii.gz").read_bytes() == (tmp_path / "two.nii.gz").read_bytes()
+
+
+def test_a_label_map_of_another_grid_is_refused(tmp_path):
+    """An InputError, and no file."""
+    with pytest.raises(InputError, match="Expected an array of shape"):
+        write_structure(tmp_path / "mask.nii.gz", np.ones((5, 6, 8), np.uint16), 1, (slice(0, 5), slice(0, 6), slice(0, 8)), Volume(scan(), oblique()))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -341,6 +341,23 @@ def test_damaged_weights_are_refused(tiny, scan):
     assert segment(scan, roi="body", model="tiny").names == {"body": 1}
 
 
+def test_nearest_neighbour_leaves_the_voxels_of_the_model(tiny, scan):
+    """On a scan three times as fine every 3 x 3 x 3 voxels are alike by nearest neighbour, and not with smooth borders."""
+    fine = Volume(np.asfortranarray(scan.array.repeat(3, 0).repeat(3, 1).repeat(3, 2)), scan.affine @ np.diag([1 / 3, 1 / 3, 1 / 3, 1]))
+
+    def alike(way: str) -> bool:
+        blocks = segment(fine, model="tiny", restore=way).labels.array.reshape(scan.shape[0], 3, scan.shape[1], 3, scan.shape[2], 3)
+        return bool((blocks == blocks[:, :1, :, :1, :, :1]).all())
+
+    assert (alike("nearest"), alike("smooth")) == (True, False)
+
+
+def test_an_unknown_way_to_restore_is_refused_before_anything_is_read(tiny):
+    """Even before the path that is not there."""
+    with pytest.raises(UsageError, match="'linear', expected smooth or nearest"):
+        segment("/nowhere/ct.nii.gz", model="tiny", restore="linear")
+
+
 @pytest.mark.parametrize("step", [0.0, -1.0, 1.5])
 def test_a_step_that_makes_no_sense_is_refused(tiny, scan, step):
     """In one sentence, not by running for ever."""
@@ -407,6 +424,6 @@ def test_what_decoders_with_a_plan_found_stays_and_ours_take_what_is_free(monkey
     monkeypatch.setattr(pipeline, "_house", lambda *_: ({0: row(1, 1, 1, 0), 1: row(0, 6, 6, 6)}, {"body"}))
     wanted = tuple(Catalogue.builtin()[name] for name in ("body", "liver", "spleen"))
     parts = Parts(("house",), None, frozenset(), ("planned",))
-    layers, unreachable = pipeline._infer(None, parts, wanted, None, "cpu", 0.5, Stopwatch(), SILENT)
+    layers, unreachable = pipeline._infer(None, parts, wanted, None, None, Stopwatch(), SILENT)
     assert [layer.ravel().tolist() for layer in layers] == [[1, 1, 1, 0], [5, 5, 6, 6], [0, 7, 0, 0]]
     assert unreachable == ["spleen"]

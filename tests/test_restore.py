@@ -9,11 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clseg.catalogue import Catalogue
+from clseg.inference import restore as module
 from clseg.inference.merge import Canvas, Layer
 from clseg.inference.predictor import Slab
 from clseg.inference.prepare import Placement, place
 from clseg.inference.restore import restore
 from clseg.network.spec import Grid
+from clseg.spatial.orient import to_orientation
 from clseg.volume import Volume
 from tests.lattice import CODES, affine_of, dice, faint, inside_mm, model_world, soft_layer, world
 
@@ -80,6 +82,49 @@ def test_borders_are_smoother_than_by_nearest_neighbour(spacing):
     nearest = painted[np.ix_(*[_nearest(n, s, m, t) for n, s, m, t in _axes(placement)])]
     assert nearest.shape == expected.shape
     assert 1 - dice(found == LIVER, expected) < 0.5 * (1 - dice(nearest, expected))
+
+
+@pytest.mark.parametrize("code", ["RAS", "LPS", "SAR", "PIL"])
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 3.0), (3.0, 3.0, 3.0), (2.0, 5.5, 7.0)])
+def test_by_nearest_neighbour_every_voxel_has_the_id_of_the_nearest(code, spacing):
+    """With smooth=False no voxel is anything but the nearest one of the model, whatever the axes, scores and faint voxels."""
+    scan = soft_tissue(code, spacing, extent_mm=66.0)
+    oriented, placement = place(scan, MODEL)
+    random = np.random.default_rng(3)
+    labels = random.choice(np.array([0, LIVER, SPLEEN], np.uint16), placement.shape)
+    layer = Layer(labels, np.where(labels > 0, 140, 0).astype(np.uint8), {LIVER: [faint(labels, LIVER, random.random(labels.shape))]})
+    nearest = np.ix_(*[_nearest(n, s, m, t) for n, s, m, t in _axes(placement)])
+    assert placement.shape == placement.lattice  # the scan is all body
+    found = restore(layer, placement, scan, smooth=False)
+    assert (found.dtype, found.flags.f_contiguous) == (np.uint16, True)
+    np.testing.assert_array_equal(to_orientation(scan.like(found), "RAS").array, labels[nearest])
+    assert oriented.shape == labels[nearest].shape
+
+
+def test_by_nearest_neighbour_what_was_cropped_away_is_background():
+    """A box full of liver in much air: its voxels alone, and no column of them is stretched to the end of the scan."""
+    scan = soft_tissue("LAS", (3.0, 3.0, 3.0), extent_mm=240.0)
+    scan = scan.like(np.where(inside_mm(world(scan), np.array([40.0, -30.0, 20.0]), 45) > 0, 40, -1000).astype(np.int16))
+    oriented, placement = place(scan, MODEL)
+    layer = Layer(np.full(placement.shape, LIVER, np.uint16), np.full(placement.shape, 255, np.uint8))
+    found = to_orientation(scan.like(restore(layer, placement, scan, smooth=False)), "RAS").array
+    expected = np.zeros(oriented.shape, np.uint16)
+    expected[placement.box] = LIVER  # scan and model share the voxel size here, so they share the lattice
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("tile", [(5, 3, 2), (1000, 1000, 1000)])
+@pytest.mark.parametrize("smooth", [True, False])
+def test_the_size_of_the_tiles_changes_nothing(tile, smooth, monkeypatch):
+    """Three structures that touch, in tiles of a few voxels and in one: the same map."""
+    scan = soft_tissue("LPI", (2.0, 2.5, 4.0), extent_mm=60.0)
+    oriented, placement = place(scan, MODEL)
+    points = model_world(oriented, placement)
+    layer = soft_layer({**halves(points, radius=20.0), 7: inside_mm(points, CENTRE + 24, 9.0)})
+    expected = restore(layer, placement, scan, smooth=smooth)
+    monkeypatch.setattr(module, "TILE", tile)
+    np.testing.assert_array_equal(restore(layer, placement, scan, smooth=smooth), expected)
+    assert set(np.unique(expected)) == {0, LIVER, SPLEEN, 7}
 
 
 def _axes(placement: Placement):

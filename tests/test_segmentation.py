@@ -69,6 +69,16 @@ def test_the_flat_map_names_the_tumour_then_the_organ_then_the_body():
     assert dict(zip(ids.tolist(), counts.tolist(), strict=True)) == expected
 
 
+def test_a_structure_on_two_layers_has_one_mask(tmp_path):
+    """Both parts are in the mask and in its file, one voxel each."""
+    layers = [np.zeros(SHAPE, np.uint16, order="F") for _ in range(2)]
+    layers[0][1, 1, 1] = layers[1][2, 3, 4] = LIVER.id
+    found = Segmentation(scan(), tuple(layers), (LIVER,))
+    assert np.argwhere(found.mask("liver")).tolist() == [[1, 1, 1], [2, 3, 4]]
+    found.save(tmp_path)
+    np.testing.assert_array_equal(read(tmp_path / "liver.nii.gz").array, found.mask("liver"))
+
+
 def test_what_was_not_found_has_an_empty_mask():
     """Asked for and absent is no error."""
     assert not segmentation().mask("spleen").any()
@@ -124,6 +134,14 @@ def test_a_mask_of_an_earlier_run_does_not_stay(tmp_path):
     assert files_in(tmp_path) == {"body.nii.gz", "aorta.nii.gz", "run.json"}
 
 
+def test_saved_masks_are_those_that_can_be_looked_at(tmp_path):
+    """What `save` writes straight from the layers is what `mask` gives, for every structure."""
+    found = segmentation()
+    found.save(tmp_path)
+    for anatomy in found.present:
+        np.testing.assert_array_equal(read(tmp_path / f"{anatomy.name}.nii.gz").array, found.mask(anatomy.name))
+
+
 @pytest.mark.parametrize("first", [{"statistics": True, "preview": True}, {"statistics": True, "multilabel": True, "preview": True}])
 def test_reports_of_an_earlier_run_do_not_stay(tmp_path, first):
     """Statistics, preview and label map of yesterday's scan beside today's masks would be believed: they go, other files stay."""
@@ -163,7 +181,7 @@ def test_a_run_manifest_means_that_all_is_there(tmp_path, monkeypatch):
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "write_mask", interrupted)
+    monkeypatch.setattr(module, "write_structure", interrupted)
     with pytest.raises(KeyboardInterrupt):
         segmentation().save(tmp_path)
     assert "run.json" not in files_in(tmp_path)

@@ -17,6 +17,7 @@ from clseg.errors import ClsegError
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
+    from rich.table import Table
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells expect
 
@@ -49,15 +50,14 @@ class Terminal:
     def table(self, title: str, header: list[str], rows: list[list[str]]) -> None:
         """A table on stdout; numbers are right-aligned."""
         from rich.console import Console
-        from rich.table import Table
 
-        table = Table(title=title or None, title_justify="left")
-        for column in header:
-            table.add_column(column, justify="left" if column == header[0] else "right", overflow="fold")
-        for row in rows:
-            table.add_row(*row)
         plain = not sys.stdout.isatty()
-        Console(width=160 if plain else None, highlight=False).print(table)
+        Console(width=160 if plain else None, highlight=False).print(_table(title, header, rows))
+
+    def aside(self, title: str, header: list[str], rows: list[list[str]]) -> None:
+        """A table that is not the answer: on stderr, and not when quiet."""
+        if not self.quiet:
+            self.err.print(_table(title, header, rows))
 
     def note(self, text: str) -> None:
         if not self.quiet:
@@ -132,6 +132,17 @@ def _columns(unit: str) -> tuple[Any, ...]:
 
     counts = (rich.DownloadColumn(), rich.TransferSpeedColumn()) if unit == "bytes" else (rich.MofNCompleteColumn(),)
     return (rich.TextColumn("{task.description}"), rich.BarColumn(), *counts, rich.TimeElapsedColumn(), rich.TimeRemainingColumn())
+
+
+def _table(title: str, header: list[str], rows: list[list[str]]) -> Table:
+    from rich.table import Table
+
+    table = Table(title=title or None, title_justify="left")
+    for column in header:
+        table.add_column(column, justify="left" if column == header[0] else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    return table
 
 
 def _escape(text: str) -> str:

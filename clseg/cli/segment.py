@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import typer
 from clseg.cli.console import Terminal, exit_codes
 from clseg.cli.sources import AllowHttp, Mirror, OtherManifest, sources_of
 from clseg.errors import UsageError
+from clseg.output import Output
 
 if TYPE_CHECKING:
     from clseg.segmentation import Segmentation
@@ -30,6 +32,7 @@ def run(
     device: Annotated[str, typer.Option("-d", "--device", help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
     step: Annotated[float, typer.Option("--step", help="Distance between windows as a share of the window, 0.1 to 1.", min=0.1, max=1.0)] = 0.5,
     threads: Annotated[int, typer.Option("--threads", help="CPU threads; 0 leaves the choice to torch.", min=0)] = 0,
+    restore: Annotated[str, typer.Option("--restore", help="Back to the scan's voxels with smooth borders, or by nearest neighbour: smooth or nearest.")] = "smooth",
     offline: Annotated[bool, typer.Option("--offline", help="Never open a network connection.")] = False,
     mirror: Mirror = None,
     manifest: OtherManifest = None,
@@ -37,6 +40,7 @@ def run(
     overwrite: Annotated[bool, typer.Option("--overwrite/--no-overwrite", help="Replace results that are there already.")] = True,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but errors.")] = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Say more.")] = False,
+    profile: Annotated[bool, typer.Option("--profile", help="Show seconds and memory of every stage.")] = False,
     version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
 ) -> None:
     """[bold]clseg[/bold]: whole-body CT segmentation that keeps learning (CL-Net, arXiv 2503.12698).
@@ -65,11 +69,13 @@ def run(
         names = list(roi or ["all"])
         sources = known(sources_of(mirror, manifest, allow_http), offline)
         check_call(input, output, names, model, device, multilabel, overwrite, sources)
-        options = {"model": model, "device": device, "step": step, "threads": threads, "offline": offline, "sources": sources}
+        options = {"model": model, "device": device, "step": step, "threads": threads, "restore": restore, "offline": offline, "sources": sources}
         result = segment_and_save(
             input, output, names, terminal, options, {"multilabel": multilabel, "statistics": stats, "preview": preview}
         )
         report(result, output, terminal)
+        if profile:
+            show_profile(Output.at(output, multilabel).beside("run.json"), terminal)
 
 
 def refuse_options_before(context: typer.Context) -> None:
@@ -95,7 +101,6 @@ def check_call(input: Path, output: Path, roi: list[str], model: str, device: st
     from clseg.catalogue import Catalogue
     from clseg.inference.device import check_spelling
     from clseg.io.files import check_writable, existing
-    from clseg.output import Output
     from clseg.weights.cache import manifest
 
     holders = manifest(sources=sources).labels_of(model)
@@ -144,3 +149,16 @@ def report(result: Segmentation, output: Path, terminal: Terminal) -> None:
         terminal.note(f"looked for and not found: {', '.join(absent)}")
     if beyond := [name for name in missing if name in result.out_of_range]:
         terminal.note(f"not looked for, as the scan does not reach their part of the body: {', '.join(beyond)}")
+
+
+def show_profile(run: Path, terminal: Terminal) -> None:
+    """The stages of a run.json as a table on stderr: seconds, their share, and the highest memory of the process so far."""
+    stages = json.loads(run.read_text(encoding="utf-8"))["stages"]
+    total = sum(one["seconds"] for one in stages)
+    rows = [_profile_row(one["stage"], one["seconds"], total, one["peak_memory_mib"]) for one in stages]
+    peak = max((one["peak_memory_mib"] or 0 for one in stages), default=0)
+    terminal.aside("", ["stage", "seconds", "share", "peak MiB so far"], [*rows, _profile_row("all", total, total, peak or None)])
+
+
+def _profile_row(stage: str, seconds: float, total: float, peak_mib: float | None) -> list[str]:
+    return [stage, f"{seconds:.2f}", f"{seconds / total:.0%}" if total else "–", "–" if peak_mib is None else f"{peak_mib:.0f}"]

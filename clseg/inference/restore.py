@@ -16,33 +16,57 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
-import torch
 
 from clseg.inference.merge import FULL, HALF, Layer
 from clseg.inference.prepare import Placement
 from clseg.spatial.crop import Box
-from clseg.spatial.orient import undo_orientation
+from clseg.spatial.orient import to_orientation
 from clseg.volume import Volume
 
-ROWS = 48  # slices of the scanner's grid at a time, which bounds memory
+TILE = (128, 64, 16)  # voxels of the scanner's grid at a time: small enough for the cache, and for products that need no threads
 BORDER = FULL / 2  # between HALF, the most of what did not win, and the least of what did
 
 
-def restore(layer: Layer, placement: Placement, like: Volume) -> np.ndarray:
-    """The layer's ids on the grid of `like`, uint16, in Fortran order as NIfTI files are."""
-    return np.asfortranarray(undo_orientation(_onto_scan(layer, placement), like, placement.orientation))
+def restore(layer: Layer, placement: Placement, like: Volume, *, smooth: bool = True) -> np.ndarray:
+    """The layer's ids on the grid of `like`, uint16, in Fortran order as NIfTI files are.
 
-
-def _onto_scan(layer: Layer, placement: Placement) -> np.ndarray:
-    """Ids on the scan's voxels, in the model's orientation."""
-    out = np.zeros(placement.scan_shape, np.uint16)
-    structures, weights = _structures(layer, placement), placement.outward
-    for first in range(0, placement.scan_shape[2], ROWS):
-        rows = slice(first, min(first + ROWS, placement.scan_shape[2]))
-        _fill_rows(out[:, :, rows], layer, structures, [weights[0], weights[1], weights[2][rows]])
+    Without `smooth` every voxel has the id of the nearest one on the model's grid.
+    """
+    out = np.zeros(like.shape, np.uint16, order="F")
+    turned = to_orientation(Volume(out, like.affine), placement.orientation).array  # a view: what is written there is in `out`
+    (_fill_smoothly if smooth else _fill_by_nearest)(turned, layer, placement)
     return out
+
+
+def _fill_by_nearest(turned: np.ndarray, layer: Layer, placement: Placement) -> None:
+    (x, from_x), (y, from_y), (z, from_z) = map(_nearest, placement.outward)
+    inside = turned[x, y, z]
+    for rows in _parts(inside.shape[2], TILE[2]):
+        ids = layer.labels.T[np.ix_(from_z[rows], from_y, from_x)]  # (z, y, x), as files are
+        inside[:, :, rows] = ids.T
+
+
+def _nearest(weights: np.ndarray) -> tuple[slice, np.ndarray]:
+    """Which voxels of the scan's axis lie in the box, and the nearest one of the model's for each of them."""
+    there = np.flatnonzero(weights.sum(axis=1) > 0.5)  # with less, the nearest lies beyond the box
+    inside = slice(int(there[0]), int(there[-1]) + 1) if there.size else slice(0, 0)
+    return inside, weights[inside].argmax(axis=1)
+
+
+def _fill_smoothly(turned: np.ndarray, layer: Layer, placement: Placement) -> None:
+    structures, (wx, wy, wz) = _structures(layer, placement), placement.outward
+    across = list(product(*map(_parts, turned.shape[:2], TILE[:2])))
+    for rows in _parts(turned.shape[2], TILE[2]):
+        bands = [band for one in structures if (band := _band(layer, one, wz[rows]))]
+        for x, y in across:
+            _fill(turned[x, y, rows], bands, wx[x], wy[y])
+
+
+def _parts(length: int, size: int) -> list[slice]:
+    return [slice(first, min(first + size, length)) for first in range(0, length, size)]
 
 
 @dataclass(frozen=True)
@@ -81,40 +105,40 @@ def _faint(layer: Layer, id: int, box: Box) -> tuple[np.ndarray, np.ndarray]:
     return place[:, inside], np.concatenate([piece.value for piece in pieces])[inside]
 
 
-def _fill_rows(out: np.ndarray, layer: Layer, structures: Sequence[_Structure], weights: Sequence[np.ndarray]) -> None:
-    """One group of slices of `out`: every voxel to the structure with the largest field among those that reach it."""
-    best: np.ndarray | None = None
-    for one in structures:
-        found = _reached(layer, one, weights)
-        if found is None:
-            continue
-        region, own, together = found
-        inside = together > BORDER
-        if len(structures) > 1:
-            best = np.zeros(out.shape, np.float32) if best is None else best
-            inside &= own > best[region]
-            best[region][inside] = own[inside]
-        out[region][inside] = one.id
+@dataclass(frozen=True)
+class _Band:
+    """A structure in some of the scanner's slices: brought to `rows` along z, still on the model's grid in `x` and `y`.
 
-
-def _reached(layer: Layer, one: _Structure, weights: Sequence[np.ndarray]) -> tuple[Box, np.ndarray, np.ndarray] | None:
-    """Where the structure's box lies on the finer lattice, and there its field and that of all winners together.
-
-    Both float32, 0 … 255.  None when the box does not reach these slices.
+    `own` is its field and `together` that of all winners (None where there are no others): float32 (z, y, x), 0 … 255.
     """
-    parts, region = [], []
-    for weight, part in zip(weights, one.box, strict=True):
-        touched = np.flatnonzero(weight[:, part].sum(axis=1) > 0.999)
-        if touched.size == 0:
-            return None
-        region.append(slice(int(touched[0]), int(touched[-1]) + 1))
-        parts.append(weight[region[-1], part])
-    used = np.flatnonzero(parts[2].any(axis=0))  # only the model's slices that these rows look at
-    z = slice(one.box[2].start + int(used[0]), one.box[2].start + int(used[-1]) + 1)
-    parts[2] = parts[2][:, used[0] : used[-1] + 1]
-    own, together = _fields(layer, one, (one.box[0], one.box[1], z))
-    finer = _interpolate(own, parts)
-    return tuple(region), finer, finer if together is None else _interpolate(together, parts)  # type: ignore[return-value]
+
+    id: int
+    x: slice
+    y: slice
+    rows: slice
+    own: np.ndarray
+    together: np.ndarray | None
+
+
+def _band(layer: Layer, one: _Structure, weights: np.ndarray) -> _Band | None:
+    """The structure in the slices that these weights (scan slices, model slices) make; None when it does not reach them."""
+    place = _reached(weights, one.box[2])
+    if place is None:
+        return None
+    rows, z = place
+    own, together = _fields(layer, one, (*one.box[:2], z))
+    weight = np.ascontiguousarray(weights[rows, z])
+    return _Band(one.id, *one.box[:2], rows, _along_z(own, weight), None if together is None else _along_z(together, weight))
+
+
+def _reached(weights: np.ndarray, part: slice) -> tuple[slice, slice] | None:
+    """Which rows of the weights (scan voxels, model voxels) a part of the model's axis fills, and what of it they look at."""
+    touched = np.flatnonzero(weights[:, part].sum(axis=1) > 0.999)
+    if touched.size == 0:
+        return None
+    rows = slice(int(touched[0]), int(touched[-1]) + 1)
+    used = np.flatnonzero(weights[rows, part].any(axis=0))
+    return rows, slice(part.start + int(used[0]), part.start + int(used[-1]) + 1)
 
 
 def _fields(layer: Layer, one: _Structure, box: Box) -> tuple[np.ndarray, np.ndarray | None]:
@@ -130,9 +154,44 @@ def _fields(layer: Layer, one: _Structure, box: Box) -> tuple[np.ndarray, np.nda
     return own, np.where(others, won, own) if others.any() else None
 
 
-def _interpolate(values: np.ndarray, weights: Sequence[np.ndarray]) -> np.ndarray:
-    """`values` (x, y, z) on the finer lattice, float32."""
-    wx, wy, wz = (torch.from_numpy(np.ascontiguousarray(weight)) for weight in weights)
-    up = torch.from_numpy(values) @ wz.T
-    up = wy @ up
-    return (wx @ up.reshape(up.shape[0], -1)).reshape(-1, *up.shape[1:]).numpy()
+def _along_z(values: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """A field (x, y, z) with other slices, as (z, y, x): x fastest, as in files."""
+    turned = np.ascontiguousarray(values.T)
+    return (weight @ turned.reshape(len(turned), -1)).reshape(-1, *turned.shape[1:])
+
+
+def _fill(out: np.ndarray, bands: Sequence[_Band], wx: np.ndarray, wy: np.ndarray) -> None:
+    """One tile of the scan: every voxel to the structure with the largest field among those that reach it."""
+    found = [(one.id, *fields) for one in bands if (fields := _in_tile(one, wx, wy))]
+    best = np.zeros(out.shape, np.float32, order="F") if len(found) > 1 else None
+    for id, region, own, together in found:
+        inside = together > BORDER
+        if best is not None:
+            inside &= own > best[region]
+            np.copyto(best[region], own, where=inside)
+        elif together is not own:
+            inside &= own > 0
+        np.copyto(out[region], np.uint16(id), where=inside)
+
+
+def _in_tile(one: _Band, wx: np.ndarray, wy: np.ndarray) -> tuple[Box, np.ndarray, np.ndarray] | None:
+    """The part of the tile that the structure's box fills, its field there and that of all winners; None where it has none."""
+    across, along = _reached(wx, one.x), _reached(wy, one.y)
+    if across is None or along is None:
+        return None
+    (x, from_x), (y, from_y) = across, along
+    there = (slice(None), _within(from_y, one.y), _within(from_x, one.x))
+    if not one.own[there].any():
+        return None
+    weights = wx[x, from_x], wy[y, from_y]
+    own = _across(one.own[there], *weights)
+    return (x, y, one.rows), own, own if one.together is None else _across(one.together[there], *weights)
+
+
+def _within(part: slice, whole: slice) -> slice:
+    return slice(part.start - whole.start, part.stop - whole.start)
+
+
+def _across(values: np.ndarray, wx: np.ndarray, wy: np.ndarray) -> np.ndarray:
+    """A band's field (z, y, x) on the scanner's x and y, as (x, y, z) in Fortran order."""
+    return ((wy @ values) @ wx.T).T

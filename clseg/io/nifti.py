@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -17,6 +18,7 @@ import numpy as np
 from clseg.errors import InputError, OutputError, UsageError
 from clseg.io.files import AnyPath, existing, writing
 from clseg.io.labels import Labels, to_xml
+from clseg.spatial.crop import Box
 from clseg.volume import Header, Volume
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ except ImportError:  # isal only makes it faster
 
 _DESCRIPTION = b"clseg"
 _SLAB_BYTES = 1 << 20
+_NOTHING = bytes(_SLAB_BYTES)
 _MOST_EXTENSION_BYTES = 1 << 26
 _BEST_RATIO = 1100  # deflate cannot shrink more than 1032 times
 _LEVEL = 1 if isal_zlib else 3
@@ -268,23 +271,37 @@ def write_mask(path: AnyPath, array: np.ndarray, like: Volume, *, labels: Labels
 
     Raises UsageError for another ending, InputError for an array that does not fit, OutputError when it cannot be written.
     """
-    _write(path, _as_ids(like.like(array).array, labels), like, labels)
+    voxels = _as_ids(like.like(array).array, labels)
+    _write(path, voxels.dtype, _slabs(voxels), like, labels)
+
+
+def write_structure(path: AnyPath, labels: np.ndarray, id: int, box: Box, like: Volume) -> None:
+    """Write the mask of one structure of a label map, like `write_mask` of `labels == id`; errors as there.
+
+    `labels` (i, j, k) has the shape of `like` and holds `id` in `box` alone, so that no more than the slices of the box
+    is looked at: many structures cost little more than one.
+    """
+    _write(path, np.dtype(np.uint8), _structure(like.like(labels).array, id, box), like, None)
 
 
 def write_volume(path: AnyPath, volume: Volume) -> None:
     """Write a scan (int16 or float32 voxels) as NIfTI-1 on its own grid, atomically; errors as for `write_mask`."""
     if volume.array.dtype not in (np.int16, np.float32):
         raise InputError(f"A scan is written as int16 or float32, this array holds {volume.array.dtype}.")
-    _write(path, _fortran(volume.array, volume.array.dtype.newbyteorder("<")), volume, None)
+    voxels = _fortran(volume.array, volume.array.dtype.newbyteorder("<"))
+    _write(path, voxels.dtype, _slabs(voxels), volume, None)
 
 
-def _write(path: AnyPath, voxels: np.ndarray, like: Volume, labels: Labels | None) -> None:
+_Piece = bytes | np.ndarray | int  # bytes, or how many zeros
+
+
+def _write(path: AnyPath, dtype: np.dtype, voxels: Iterable[_Piece], like: Volume, labels: Labels | None) -> None:
     name = os.fspath(path).lower()
     if not name.endswith((".nii.gz", ".nii")):
         raise UsageError(f"'{path}' cannot be written: a NIfTI file's name ends in .nii.gz or .nii.")
-    pieces = [_header_bytes(voxels, like, labels), *_slabs(voxels)]
+    pieces = chain([_header_bytes(dtype, like, labels)], voxels)
     with writing(path) as stream:
-        for piece in pieces if name.endswith(".nii") else _gzipped(pieces):
+        for piece in map(_bytes, pieces) if name.endswith(".nii") else _gzipped(pieces):
             stream.write(piece)
 
 
@@ -312,7 +329,7 @@ def _fortran(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
     return turned
 
 
-def _header_bytes(voxels: np.ndarray, like: Volume, labels: Labels | None) -> bytes:
+def _header_bytes(dtype: np.dtype, like: Volume, labels: Labels | None) -> bytes:
     """All bytes before the voxels: header, extension flag, extension."""
     from nibabel.nifti1 import Nifti1Header
     from nibabel.spatialimages import HeaderDataError
@@ -320,10 +337,10 @@ def _header_bytes(voxels: np.ndarray, like: Volume, labels: Labels | None) -> by
     extension = b"" if not labels else _extension(to_xml(labels))
     header = Nifti1Header(endianness="<")
     try:
-        header.set_data_shape(voxels.shape)
+        header.set_data_shape(like.shape)
     except HeaderDataError as error:
-        raise OutputError(f"A NIfTI-1 file cannot hold {' × '.join(map(str, voxels.shape))} voxels (at most 32767 along an axis).") from error
-    header.set_data_dtype(voxels.dtype)
+        raise OutputError(f"A NIfTI-1 file cannot hold {' × '.join(map(str, like.shape))} voxels (at most 32767 along an axis).") from error
+    header.set_data_dtype(dtype)
     header.set_xyzt_units("mm")
     header["magic"] = b"n+1"
     header["vox_offset"] = 352 + len(extension)
@@ -372,14 +389,39 @@ def _extension(content: bytes) -> bytes:
     return (len(content) + 8).to_bytes(4, "little") + (0).to_bytes(4, "little") + content
 
 
-def _slabs(voxels: np.ndarray) -> Iterator[np.ndarray]:
-    """The voxels in file order, as flat byte arrays of about a megabyte; no copies."""
+def _slabs(voxels: np.ndarray) -> Iterator[_Piece]:
+    """The voxels in file order, as flat byte arrays of about a megabyte or a number of zeros; no copies."""
     flat = voxels.reshape(-1, order="F").view(np.uint8)
     for start in range(0, flat.size, _SLAB_BYTES):
-        yield flat[start : start + _SLAB_BYTES]
+        slab = flat[start : start + _SLAB_BYTES]
+        yield slab if slab.any() else slab.size
 
 
-def _gzipped(pieces: Iterable[bytes | np.ndarray]) -> Iterator[bytes]:
+def _structure(labels: np.ndarray, id: int, box: Box) -> Iterator[_Piece]:
+    """The same of the mask `labels == id`, which is empty outside `box`; one buffer serves all its slices."""
+    i, j, k = box
+    slice_bytes = labels.shape[0] * labels.shape[1]
+    count = max(1, _SLAB_BYTES // slice_bytes)
+    slab = np.zeros((*labels.shape[:2], count), bool, order="F")
+    yield from _zeros(k.start * slice_bytes)
+    for first in range(k.start, k.stop, count):
+        last = min(first + count, k.stop)
+        part = slab[:, :, : last - first]
+        np.equal(labels[i, j, first:last], id, out=part[i, j])
+        yield part.reshape(-1, order="F").view(np.uint8)
+    yield from _zeros((labels.shape[2] - k.stop) * slice_bytes)
+
+
+def _zeros(count: int) -> Iterator[int]:
+    """`count` in parts of at most a megabyte, most of which are equal."""
+    yield from (min(_SLAB_BYTES, count - start) for start in range(0, count, _SLAB_BYTES))
+
+
+def _bytes(piece: _Piece) -> bytes | np.ndarray | memoryview:
+    return memoryview(_NOTHING)[:piece] if isinstance(piece, int) else piece
+
+
+def _gzipped(pieces: Iterable[_Piece]) -> Iterator[bytes]:
     """One gzip member without name and time, made of independent blocks: those of zeros alone are compressed once.
 
     Blocks end with a full flush, so they can be put one behind the other (RFC 1951); one member, not several, because
@@ -389,18 +431,18 @@ def _gzipped(pieces: Iterable[bytes | np.ndarray]) -> Iterator[bytes]:
     crc = size = 0
     yield b"\x1f\x8b\x08\x00" + b"\0\0\0\0" + b"\x00\xff"  # method deflate, no flags, time 0, unknown system
     for piece in pieces:
-        crc = crc32(piece, crc)
-        size += len(piece)
-        empty = isinstance(piece, np.ndarray) and not piece.any()
-        yield _deflated_zeros(len(piece)) if empty else _deflated(piece)
+        content = _bytes(piece)
+        crc = crc32(content, crc)
+        size += len(content)
+        yield _deflated_zeros(piece) if isinstance(piece, int) else _deflated(content)
     yield b"\x03\x00" + crc.to_bytes(4, "little") + (size & 0xFFFFFFFF).to_bytes(4, "little")  # an empty last block
 
 
-def _deflated(piece: bytes | np.ndarray) -> bytes:
+def _deflated(content: bytes | np.ndarray | memoryview) -> bytes:
     engine = (isal_zlib or zlib).compressobj(_LEVEL, zlib.DEFLATED, -15)
-    return engine.compress(piece) + engine.flush(zlib.Z_FULL_FLUSH)
+    return engine.compress(content) + engine.flush(zlib.Z_FULL_FLUSH)
 
 
-@lru_cache(maxsize=8)
-def _deflated_zeros(size: int) -> bytes:
-    return _deflated(bytes(size))
+@lru_cache(maxsize=64)
+def _deflated_zeros(count: int) -> bytes:
+    return _deflated(_bytes(count))
