@@ -67,6 +67,21 @@ def test_a_folder_becomes_a_model_that_segments(tmp_path: Path, ct: Path) -> Non
     assert manifest().model("mine").licence == "CC0-1.0"
 
 
+def test_nearest_labels_are_those_of_the_networks_voxels(tmp_path: Path, ct: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--restore nearest` holds for imported networks, too: their label maps go back, not their scores."""
+    from clseg.inference.planned import run as planned
+
+    write_model(tmp_path / "m")
+    call("weights", "import", "nnunet", tmp_path / "m", "--name", "mine")
+    exports: list[str] = []
+    real = planned.Export
+    monkeypatch.setattr(planned, "Export", lambda view, plan: exports.append(plan.export) or real(view, plan))
+    for way in ("smooth", "nearest"):
+        call("-i", ct, "-o", tmp_path / f"{way}.nii.gz", "--model", "mine", "--device", "cpu", "--restore", way)
+    assert exports == ["linear", "nearest"]
+    assert json.loads((tmp_path / "nearest.run.json").read_text())["restore"] == "nearest"
+
+
 def test_a_zip_gives_the_same_files(tmp_path: Path) -> None:
     """Names in the zip begin with the dataset's folder, as nnU-Net exports them."""
     home = write_model(tmp_path / "Dataset007_Mini")
