@@ -26,7 +26,7 @@ from clseg.spatial.crop import Box
 from clseg.spatial.orient import to_orientation
 from clseg.volume import Volume
 
-TILE = (128, 64, 16)  # voxels of the scanner's grid at a time: small enough for the cache, and for products that need no threads
+TILE = (64, 64, 32)  # voxels of the scanner's grid at a time: small enough for the cache, and for products that wake no threads
 BORDER = FULL / 2  # between HALF, the most of what did not win, and the least of what did
 
 
@@ -156,8 +156,8 @@ def _fields(layer: Layer, one: _Structure, box: Box) -> tuple[np.ndarray, np.nda
 
 def _along_z(values: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """A field (x, y, z) with other slices, as (z, y, x): x fastest, as in files."""
-    turned = np.ascontiguousarray(values.T)
-    return (weight @ turned.reshape(len(turned), -1)).reshape(-1, *turned.shape[1:])
+    turned = np.ascontiguousarray(values.T).swapaxes(0, 1)  # (y, z, x): many small products
+    return np.matmul(weight, turned).swapaxes(0, 1)
 
 
 class _Desk:
