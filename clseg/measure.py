@@ -22,6 +22,7 @@ Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 Status = Literal["complete", "cut_by_fov", "absent", "out_of_range"]
 
 _MANY = 1 << 18  # values; fewer are sorted faster than counted
+_BLOCK = 1 << 14  # values that are counted at a time; larger arrays would be asked of the system each time
 
 FACES = ("left", "right", "anterior", "posterior", "superior", "inferior")
 
@@ -194,16 +195,20 @@ def _in_order(values: np.ndarray, ranks: np.ndarray) -> np.ndarray:
         return np.partition(values, np.unique(ranks))[ranks]
     low, high = int(values.min()), int(values.max())
     counts = np.zeros(high - low + 1, np.int64)
-    for start in range(0, values.size, _MANY):
-        block = np.subtract(values[start : start + _MANY], low, dtype=np.intp)
+    for start in range(0, values.size, _BLOCK):
+        block = np.subtract(values[start : start + _BLOCK], low, dtype=np.intp)
         counts += np.bincount(block, minlength=counts.size)
     return low + np.searchsorted(np.cumsum(counts), ranks, side="right")
 
 
 def _deviation(values: np.ndarray, mean: float, block: int = 1 << 22) -> float:
-    """Population standard deviation, in blocks: a float64 copy of a whole body would take a gigabyte."""
-    blocks = (values[start : start + block] for start in range(0, values.size, block))
-    return float(np.sqrt(sum(np.square(b.astype(np.float64) - mean).sum() for b in blocks) / values.size))
+    """Population standard deviation, in blocks and in one array: a float64 copy of a whole body would take a gigabyte."""
+    total, squares = 0.0, np.empty(min(block, values.size), np.float64)
+    for start in range(0, values.size, block):
+        part = values[start : start + block]
+        away = np.subtract(part, mean, out=squares[: part.size], dtype=np.float64)
+        total += np.square(away, out=away).sum()
+    return float(np.sqrt(total / values.size))
 
 
 def _centroid_mm(mask: np.ndarray, box: tuple[slice, slice, slice], affine: np.ndarray) -> Point:

@@ -91,11 +91,11 @@ class Segmentation:
         """
         place = Output.at(Path(output), multilabel)
         watch = Stopwatch(list(self.stopwatch.laps))
-        check_writable(prepare_folder(place.folder), self._bytes_needed(place))
         run, stale = place.beside("run.json"), place.stale(list(self.names))
-        for file in (run, *stale):  # run.json first: where it stands, the results beside it are complete
-            _remove(file)
         with watch.lap("write"):
+            check_writable(prepare_folder(place.folder), self._bytes_needed(place))
+            for file in (run, *stale):  # run.json first: where it stands, the results beside it are complete
+                _remove(file)
             files = self._save_masks(place)
         if statistics:
             with watch.lap("statistics"):
