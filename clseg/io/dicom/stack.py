@@ -69,7 +69,7 @@ def _once(ordered: list[Slice], heights: np.ndarray, decoder: Decoder, found: Fo
     keepers = [one for one, keep in zip(ordered, first, strict=True) if keep]
     copies = [(one, keepers[group]) for one, group, keep in zip(ordered, groups, first, strict=True) if not keep]
     different = sum(not np.array_equal(decoder.hu(one), decoder.hu(other)) for one, other in copies)
-    text = f"{len(copies)} slice{'' if len(copies) == 1 else 's'} lie where another lies already and were left out"
+    text = "1 slice lies where another lies already and was left out" if len(copies) == 1 else f"{len(copies)} slices lie where others lie already and were left out"
     if different:
         found(Finding(WARNING, "slices", f"{text}; {different} of them show something else.", "Put the images that are wanted into a folder of their own."))
     else:
