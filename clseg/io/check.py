@@ -118,7 +118,7 @@ def _count(number: int, thing: str) -> str:
 def _judge_values(array: np.ndarray) -> list[Finding]:
     """Refuse values that cannot be HU (see `_why_not_hu`); warn about those that are HU of a strange kind."""
     low, high = float(array.min()), float(array.max())
-    sample = _sample(array)
+    sample = sampled(array)
     reason, tip = _why_not_hu(_without_padding(sample), low, high)
     if reason:
         raise InputError(f"The values run from {low:g} to {high:g} and are not Hounsfield units: {reason}.", tip=tip)
@@ -180,7 +180,7 @@ def _offset_tip() -> str:
     )
 
 
-def _sample(array: np.ndarray) -> np.ndarray:
+def sampled(array: np.ndarray) -> np.ndarray:
     """Up to about a million voxels on a coarser grid, flat."""
     step = max(1, int(np.ceil((array.size / _SAMPLE) ** (1 / 3))))
     steps = tuple(slice(None, None, step if length > 2 * step else 1) for length in array.shape)
