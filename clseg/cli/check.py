@@ -56,7 +56,7 @@ def _facts(facts: dict[str, dict[str, Any]]) -> list[str]:
         said.append(f"geometry: {_times(grid['shape'])} voxels of {_times(grid['spacing_mm'])} mm, {_times(grid['size_mm'])} mm in all, axes {grid['orientation']}")
     if values := facts.get("values"):
         tissues = ", ".join(f"{name} {'not seen' if peak is None else f'{peak:g}'}" for name, peak in values["peaks_hu"].items())
-        said.append(f"values: {values['lowest']:g} to {values['highest']:g} HU; peaks: {tissues}")
+        said.append(f"values: {values['lowest']:g} to {values['highest']:g} HU; peaks: {tissues}; contrast agent: {values['contrast']}")
     if chest := facts.get("chest"):
         lean = chest["heart_left_mm"]
         said.append(f"chest: the heart leans {abs(lean):.0f} mm to the {'left' if lean >= 0 else 'right'}, the right lung holds {chest['right_lung_share']:.0%} of the air")

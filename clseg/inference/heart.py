@@ -11,7 +11,7 @@ from clseg.volume import Volume
 CHEST = (0.44, 0.66)  # body-part scores between the lungs' bottom and top
 HEART = 0.58  # scores up to which the heart lies between them
 LEAST_MM = 100.0  # of chest, or nothing can be told
-CLEAR_MM = 10.0  # real scans lean by 13 mm to the left up to 7 mm to the right
+CLEAR_MM = 10.0  # of 59 real scans one leans further to the right, and its right lung is the larger one
 _COARSE_MM = 4.0
 _LUNG_HU = -500
 _LEAST_ROWS = 200
@@ -28,10 +28,6 @@ class Chest:
     def swapped(self) -> bool:
         """The heart leans clearly to the right, and the right lung is not the larger one: left and right may be swapped."""
         return self.heart_left_mm < -CLEAR_MM and self.right_share < 0.515
-
-    @property
-    def sound(self) -> bool:
-        return self.heart_left_mm > CLEAR_MM / 2
 
 
 def look_at_chest(upright: Volume, scores: np.ndarray) -> Chest | None:

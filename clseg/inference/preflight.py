@@ -12,6 +12,7 @@ import numpy as np
 
 from clseg.errors import InputError
 from clseg.inference.bodypart import CLEAR, Scores, score_scan, upside_down
+from clseg.inference.contrast import guess_contrast
 from clseg.inference.heart import look_at_chest
 from clseg.io.check import check
 from clseg.io.convert import to_volume
@@ -84,16 +85,15 @@ def _geometry(scan: Volume) -> dict[str, Any]:
 
 
 def _values(scan: Volume) -> dict[str, Any]:
-    return {"lowest": float(scan.array.min()), "highest": float(scan.array.max()), "peaks_hu": peaks(scan.array)}
+    return {"lowest": float(scan.array.min()), "highest": float(scan.array.max()), "peaks_hu": peaks(scan.array), "contrast": guess_contrast(scan)}
 
 
 def _judge_body(scan: Volume, scorer: SliceScorer, facts: dict[str, dict[str, Any]]) -> list[Finding]:
     """Coverage, head-foot and left-right from body-part scores."""
     scores = score_scan(scan, scorer)
     if upside_down(scores.raw):
-        slices = {axis: "::-1" if letter in "SI" else ":" for axis, letter in enumerate(scan.orientation)}
         text = "The body lies upside down: its parts come from head to feet where the header says feet to head."
-        return [Finding(WARNING, "orientation", text, _TURN.format(slices=", ".join(slices.values())))]
+        return [Finding(WARNING, "orientation", text, _turn(scan, "SI"))]
     findings = [_coverage(scores, facts)]
     if float(np.ptp(scores.raw)) <= CLEAR:
         findings.append(Finding(NOTE, "orientation", "The scan is too short to tell whether head and feet are where the header says."))
@@ -103,10 +103,14 @@ def _judge_body(scan: Volume, scorer: SliceScorer, facts: dict[str, dict[str, An
         return findings
     facts["chest"] = {"heart_left_mm": round(chest.heart_left_mm, 1), "right_lung_share": round(chest.right_share, 3)}
     if chest.swapped:
-        slices = {axis: "::-1" if letter in "LR" else ":" for axis, letter in enumerate(scan.orientation)}
         text = f"The heart leans {-chest.heart_left_mm:.0f} mm to the right: left and right may be swapped (or it is pushed aside, or lies there by nature)."
-        findings.append(Finding(WARNING, "orientation", text, f"Look at the liver; if it is on the left: {_TURN.format(slices=', '.join(slices.values()))}"))
+        findings.append(Finding(WARNING, "orientation", text, f"Look at the liver; if it is on the left: {_turn(scan, 'LR')}"))
     return findings
+
+
+def _turn(scan: Volume, ends: str) -> str:
+    """The command that reverses the axis that runs between two ends of the patient, e.g. 'SI'."""
+    return _TURN.format(slices=", ".join("::-1" if letter in ends else ":" for letter in scan.orientation))
 
 
 def _coverage(scores: Scores, facts: dict[str, dict[str, Any]]) -> Finding:
