@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -82,6 +83,18 @@ def damage_told(path: Path) -> Iterator[None]:
         raise InputError(f"The DICOM file '{path}' is damaged or of an unknown kind: {_first_line(error)}.", tip="Export or copy the series again.") from error
 
 
+class Bounded(io.BufferedReader):
+    """A file that never sets aside more memory than it has bytes, whatever length a damaged element claims."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.FileIO(path))
+        self._bytes = path.stat().st_size
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        left = max(0, self._bytes - self.tell())
+        return super().read(left if size is None or size < 0 else min(size, left))
+
+
 def is_dicom(path: Path) -> bool:
     """Whether the first bytes are those of a DICOM file, with or without its preamble."""
     try:
@@ -124,8 +137,8 @@ def images(file: Path) -> list[Slice]:
     """The images of one file: one, or one per frame; none for what is no image.  InputError for a damaged file."""
     from pydicom import dcmread
 
-    with damage_told(file):
-        header = dcmread(file, stop_before_pixels=True, force=True, specific_tags=list(_TAGS))
+    with damage_told(file), Bounded(file) as stream:
+        header = dcmread(stream, stop_before_pixels=True, force=True, specific_tags=list(_TAGS))
         kind = getattr(header.file_meta, "MediaStorageSOPClassUID", "") if hasattr(header, "file_meta") else ""
         if kind in _NO_IMAGE or "Rows" not in header or "Columns" not in header:
             return []

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from clseg.errors import InputError
-from clseg.io.dicom.headers import Slice, damage_told
+from clseg.io.dicom.headers import Bounded, Slice, damage_told
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -46,7 +49,8 @@ def _frames(path: Path) -> np.ndarray:
     from pydicom.pixels import get_decoder
 
     with damage_told(path):
-        file = dcmread(path, force=True)
+        with Bounded(path) as stream:
+            file = dcmread(stream, force=True)
         _refuse_absurd(file, path)
         syntax = file.file_meta.get("TransferSyntaxUID") if hasattr(file, "file_meta") else None
         if syntax is None:  # files of old
@@ -80,14 +84,26 @@ def _by_gdcm(file: Dataset) -> np.ndarray:
     copy.file_meta = FileMetaDataset()
     copy.file_meta.TransferSyntaxUID = file.file_meta.TransferSyntaxUID
     copy.file_meta.MediaStorageSOPClassUID, copy.file_meta.MediaStorageSOPInstanceUID = _SECONDARY_CAPTURE, "1.2.3"
-    before = sitk.ProcessObject.GetGlobalWarningDisplay()
-    with tempfile.TemporaryDirectory(prefix="clseg-") as folder:
+    with tempfile.TemporaryDirectory(prefix="clseg-") as folder, _mute():
         copy.save_as(Path(folder, "image.dcm"), enforce_file_format=True)
-        sitk.ProcessObject.SetGlobalWarningDisplay(False)
-        try:
-            return sitk.GetArrayFromImage(sitk.ReadImage(str(Path(folder, "image.dcm")), imageIO="GDCMImageIO"))
-        finally:
-            sitk.ProcessObject.SetGlobalWarningDisplay(before)
+        return sitk.GetArrayFromImage(sitk.ReadImage(str(Path(folder, "image.dcm")), imageIO="GDCMImageIO"))
+
+
+@contextmanager
+def _mute() -> Iterator[None]:
+    """ITK warns, and the JPEG libraries in GDCM write to the process's stderr, past Python; not while we decode."""
+    import SimpleITK as sitk
+
+    before, stderr = sitk.ProcessObject.GetGlobalWarningDisplay(), os.dup(2)
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        sitk.ProcessObject.SetGlobalWarningDisplay(before)
 
 
 def _scaled(stored: np.ndarray, slope: float, intercept: float) -> np.ndarray:
