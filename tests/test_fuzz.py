@@ -27,6 +27,8 @@ from clseg.spatial.orthonormal import to_orthonormal
 from clseg.volume import Volume
 from tests.dicom_files import marked, store, write_enhanced, write_series
 
+pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")  # numpy's, which would litter the terminal
+
 LIMIT_BYTES = 2 << 30
 LIMIT_SECONDS = 10.0
 Random = np.random.Generator
@@ -45,7 +47,7 @@ DICOM_FIELDS = (
 
 def ct(shape=(10, 9, 8)) -> Volume:
     volume, _ = small_phantom()
-    i, j, k = ((length - part) // 2 for length, part in zip(volume.shape, shape, strict=True))
+    j, k = ((length - part) // 2 for length, part in zip(volume.shape[1:], shape[1:], strict=True))
     return Volume(volume.array[2 : 2 + shape[0], j : j + shape[1], k : k + shape[2]], np.diag([-3.0, -3, 3, 1]))
 
 
@@ -142,17 +144,16 @@ def little_memory() -> Iterator[None]:
 
 def outcome(path: Path) -> str:
     """'read', or the class of the error, whose message must be one sentence."""
-    began = time.monotonic()
+    began, result, message = time.monotonic(), "read", "fine"
     try:
-        checked = check(read(path, found=lambda finding: None))
+        checked = check(read(path))
         if checked.needs_orthonormal:
             to_orthonormal(checked.volume)
-        result = "read"
     except ClsegError as error:
-        assert error.message.strip(), path
-        assert "\n" not in error.message, error.message
-        result = type(error).__name__
+        result, message = type(error).__name__, error.message
     assert time.monotonic() - began < LIMIT_SECONDS
+    assert message.strip()
+    assert "\n" not in message, message
     return result
 
 
@@ -211,7 +212,7 @@ def test_nifti_files_with_spoilt_headers(tidy):
 @pytest.mark.slow
 def test_dicom_series_with_one_spoilt_slice(tidy):
     """800 series of three slices of which one is spoilt in its elements or bytes."""
-    sound = [file.read_bytes() for file in write_series(tidy / "series", ct((8, 8, 5)))]
+    sound = [file.read_bytes() for file in write_series(tidy / "series", ct((8, 8, 3)))]
 
     def make(number: int, random: Random) -> Path:
         for k, content in enumerate(sound):

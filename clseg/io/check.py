@@ -14,6 +14,7 @@ _SPACING_MM = (0.05, 20.0)
 _NOT_FINITE_SHARE = 0.01
 _CLIP = (-32768, 32767)
 _SHEAR = 1e-3  # largest cosine between two axes that counts as a right angle
+_STEEPEST = 45.0  # degrees by which an axis may leave the right angle
 _COLD = -30  # HU; what is below is air, lung or fat
 _THICK_MM = 10.0
 _THIN_MM = 20.0
@@ -50,10 +51,11 @@ class CheckedScan:
 def check(volume: Volume) -> CheckedScan:
     """Refuse what is not a CT in Hounsfield units, mend what can be mended, and say what was done.
 
-    Raises InputError for one slice, an absurd voxel size, more than 1 % voxels without a number, and values that are not HU.
+    Raises InputError for one slice, an absurd voxel size, axes far from right angles, more than 1 % voxels without a number, and values that are not HU.
     """
     _refuse_flat(volume)
     _refuse_spacing(volume)
+    _refuse_shear(volume)
     mended, findings = _mend(volume)
     findings += _judge_values(mended.array)
     findings += _judge_grid(mended)
@@ -85,6 +87,12 @@ def _refuse_spacing(volume: Volume) -> None:
             f"The voxels measure {' × '.join(f'{edge:g}' for edge in volume.spacing)} mm, expected edges between {low:g} and {high:g} mm.",
             tip="The header may be damaged or in another unit than mm; convert the scan again from its DICOM series.",
         )
+
+
+def _refuse_shear(volume: Volume) -> None:
+    angle = float(np.degrees(np.arcsin(min(1.0, _largest_cosine(volume.affine)))))
+    if angle > _STEEPEST:
+        raise InputError(f"The axes of the scan leave the right angle by {angle:.0f}°, expected at most {_STEEPEST:g}°.", tip=_AGAIN_TIP)
 
 
 # ---- mending ----------------------------------------------------------------------------------------------------------
@@ -216,5 +224,10 @@ def _disagree(one: np.ndarray, other: np.ndarray, volume: Volume) -> bool:
 
 
 def _is_sheared(affine: np.ndarray) -> bool:
+    return _largest_cosine(affine) > _SHEAR
+
+
+def _largest_cosine(affine: np.ndarray) -> float:
+    """Between any two axes of the grid; 0 where all are at right angles."""
     axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
-    return bool(np.abs(axes.T @ axes - np.eye(3)).max() > _SHEAR)
+    return float(np.abs(axes.T @ axes - np.eye(3)).max())

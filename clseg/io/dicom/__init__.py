@@ -9,14 +9,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from clseg.errors import InputError
-from clseg.io.dicom.headers import dicom_files, headers, images
+from clseg.io.dicom.headers import Slice, dicom_files, headers, images
 from clseg.io.dicom.series import choose
 from clseg.io.dicom.stack import build
 from clseg.io.dicom.unpack import unpacked
 from clseg.io.finding import WARNING, Finding, Found, unheard
 from clseg.volume import Volume
 
-__all__ = ["read_dicom_file", "read_dicom_folder", "read_dicom_zip"]
+__all__ = ["read_dicom_file", "read_dicom_folder", "read_dicom_zip", "source_images"]
 
 
 def read_dicom_folder(folder: Path, *, series: str | None = None, found: Found = unheard, called: Path | None = None) -> Volume:
@@ -25,6 +25,11 @@ def read_dicom_folder(folder: Path, *, series: str | None = None, found: Found =
     `called` is how the user knows the folder.  Raises UsageError when no series is called so, InputError when there is
     no usable CT.
     """
+    return build(source_images(folder, series=series, found=found, called=called), called or folder, found)
+
+
+def source_images(folder: Path, *, series: str | None = None, found: Found = unheard, called: Path | None = None) -> tuple[Slice, ...]:
+    """The images that `read_dicom_folder` makes its volume of, in no order; errors as there."""
     called = called or folder
     files = dicom_files(folder)
     if not files:
@@ -34,7 +39,7 @@ def read_dicom_folder(folder: Path, *, series: str | None = None, found: Found =
     if damaged:
         names = ", ".join(file.name for file in damaged[:3]) + (", …" if len(damaged) > 3 else "")
         found(Finding(WARNING, "files", f"{len(damaged)} of {len(files)} DICOM files are damaged and were left out ({names}).", "Export or copy the series again."))
-    return build(choose(slices, called, series=series, found=found), called, found)
+    return choose(slices, called, series=series, found=found)
 
 
 def read_dicom_zip(archive: Path, *, series: str | None = None, found: Found = unheard) -> Volume:

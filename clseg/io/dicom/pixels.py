@@ -111,6 +111,7 @@ def _scaled(stored: np.ndarray, slope: float, intercept: float) -> np.ndarray:
     ends = [float(end) * slope + intercept for end in (stored.min(), stored.max())]
     whole = stored.dtype.kind in "iu" and slope.is_integer() and intercept.is_integer()
     if not whole or max(map(abs, (*ends, slope, intercept))) >= 2**31:
-        return (stored * np.float64(slope) + intercept).astype(np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):  # damaged numbers are noticed in their results
+            return (stored * np.float64(slope) + intercept).astype(np.float32)
     values = stored.astype(np.int64) * int(slope) + int(intercept)
     return values.astype(np.int16 if min(ends) >= -(2**15) and max(ends) < 2**15 else np.int32)
