@@ -442,7 +442,9 @@ def test_a_truncated_slice_is_refused_and_a_broken_header_left_out(tmp_path):
     files[4].write_bytes(whole[:400])
     volume, findings = read_noting(tmp_path)
     assert volume.shape == scan().shape
-    assert "1 seems to be missing" in sentences(findings)
+    assert [f.topic for f in findings] == ["files", "spacing"]
+    assert "1 of 12 DICOM files is damaged and was left out (1-004.dcm)" in findings[0].text
+    assert "1 seems to be missing" in findings[1].text
 
 
 def test_a_single_image_is_no_scan(tmp_path):

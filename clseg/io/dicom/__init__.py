@@ -38,7 +38,7 @@ def source_images(folder: Path, *, series: str | None = None, found: Found = unh
     slices = headers(files, damaged.append)
     if damaged:
         names = ", ".join(file.name for file in damaged[:3]) + (", …" if len(damaged) > 3 else "")
-        found(Finding(WARNING, "files", f"{len(damaged)} of {len(files)} DICOM files are damaged and were left out ({names}).", "Export or copy the series again."))
+        found(Finding(WARNING, "files", f"{len(damaged)} of {len(files)} DICOM files {'is' if len(damaged) == 1 else 'are'} damaged and {'was' if len(damaged) == 1 else 'were'} left out ({names}).", "Export or copy the series again."))
     return choose(slices, called, series=series, found=found)
 
 

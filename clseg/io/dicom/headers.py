@@ -26,7 +26,7 @@ _TAGS = (
     "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "RescaleSlope", "RescaleIntercept", "RescaleType", "Rows", "Columns",
     "NumberOfFrames", "SamplesPerPixel", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
 )  # fmt: skip
-_NO_IMAGE = ("1.2.840.10008.1.3.10",)  # DICOMDIR
+_IMAGES = ("1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")  # CT, enhanced CT, converted CT
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,8 +140,10 @@ def images(file: Path) -> list[Slice]:
     with damage_told(file), Bounded(file) as stream:
         header = dcmread(stream, stop_before_pixels=True, force=True, specific_tags=list(_TAGS))
         kind = getattr(header.file_meta, "MediaStorageSOPClassUID", "") if hasattr(header, "file_meta") else ""
-        if kind in _NO_IMAGE or "Rows" not in header or "Columns" not in header:
-            return []
+        if "Rows" not in header or "Columns" not in header:
+            if kind in _IMAGES:
+                raise InputError(f"The DICOM file '{file}' is damaged: it ends within its header.", tip="Export or copy the series again.")
+            return []  # a report, a structure set, a directory
         frames = int(header.get("NumberOfFrames") or 1)
         if not 1 <= frames <= _MOST_FRAMES:
             raise InputError(f"The DICOM file '{file}' says that it has {frames} frames, expected 1 to {_MOST_FRAMES}.")
