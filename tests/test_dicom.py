@@ -70,6 +70,20 @@ def test_a_series_comes_back_as_it_was(tmp_path):
     assert (volume.array.dtype, findings) == (np.int16, [])
 
 
+@pytest.mark.parametrize("case", ["totalsegmentator_tests/example_ct", "openkbp/pt_96", "soft_tissue_sarcoma/STS_025"])
+@pytest.mark.parametrize("packed", ["series", "enhanced"])
+def test_real_scans_make_the_round_trip(tmp_path, shared, case, packed):
+    """Whole CTs in RAS axes, with 3 to 4.7 mm pixels: as a series or in one file, voxels are the same and every corner lies within 1e-3 mm."""
+    given = read(shared / "data" / case / "ct.nii.gz")
+    path = tmp_path if packed == "series" else tmp_path / "all.dcm"
+    write_series(path, given) if packed == "series" else write_enhanced(path, given)
+    volume, findings = read_noting(path)
+    again, given = to_orientation(volume, "RAS"), to_orientation(given, "RAS")
+    np.testing.assert_array_equal(again.array, given.array)
+    assert again.same_grid(given, tolerance_mm=1e-3)
+    assert findings == []
+
+
 def test_names_and_depth_of_files_do_not_matter(tmp_path):
     """Slices with names in reverse order, in nested folders, among other files, without endings."""
     for number, file in enumerate(write_series(tmp_path / "all", scan())):

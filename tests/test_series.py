@@ -68,6 +68,13 @@ def test_a_few_slices_from_two_acquisitions_stay_together():
     assert {one.phase for one in choose(both, PLACE)} == {("1",)}
 
 
+def test_directions_may_differ_in_their_last_digits():
+    """Slices whose direction flickers by 1e-5 around 0.125 stay together; one turned by half a degree does not."""
+    flickering = [image(z, row=np.array([np.sqrt(1 - c * c), c, 0]), path=Path(f"{z}")) for z in range(6) for c in [0.125 + (-1) ** z * 1e-5]]
+    turned = image(9, row=np.array([np.sqrt(1 - 0.1337**2), 0.1337, 0]))
+    assert [one.position[2] for one in choose([*flickering, turned], PLACE)] == [0, 1, 2, 3, 4, 5]
+
+
 def test_names_that_mean_nothing():
     """An unknown series lists what is there; no images, and a series with no usable image, are InputErrors."""
     with pytest.raises(UsageError, match="no series 'x'") as refusal:

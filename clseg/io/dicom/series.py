@@ -134,7 +134,7 @@ def _usable(chosen: Series, place: Path, found: Found) -> tuple[Slice, ...]:
 
 def _one_volume(images: tuple[Slice, ...], found: Found) -> tuple[Slice, ...]:
     """Those of one size and direction, and of one time point or reconstruction."""
-    same = _largest(images, _grid)
+    same = max(_grids(images), key=len)
     if len(same) < len(images):
         left = len(images) - len(same)
         found(Finding(WARNING, "series", f"{left} of {len(images)} images have another size, pixel spacing or direction and were left out.", "Put the images that are wanted into a folder of their own."))
@@ -149,15 +149,27 @@ def _one_volume(images: tuple[Slice, ...], found: Found) -> tuple[Slice, ...]:
     return one
 
 
+def _grids(images: tuple[Slice, ...]) -> list[tuple[Slice, ...]]:
+    """The images by size, pixel spacing (within 1e-3 mm) and direction (within 1e-3): each goes to the first group that it fits."""
+    groups: list[list[Slice]] = []
+    for image in sorted(images, key=lambda image: image.instance):
+        group = next((group for group in groups if _fits(image, group[0])), None)
+        if group is None:
+            groups.append([image])
+        else:
+            group.append(image)
+    return [tuple(group) for group in groups]
+
+
+def _fits(one: Slice, other: Slice) -> bool:
+    mine, theirs = (np.concatenate([each.row, each.column, each.pixel_mm]) for each in (one, other))
+    return one.size == other.size and bool(np.abs(mine - theirs).max() < 1e-3)
+
+
 def _largest(images: Sequence[Slice], key: Callable[[Slice], Hashable]) -> tuple[Slice, ...]:
     """The images with the commonest key; the first of them where several are as common."""
     commonest = Counter(key(image) for image in sorted(images, key=lambda image: image.instance)).most_common(1)[0][0]
     return tuple(image for image in images if key(image) == commonest)
-
-
-def _grid(image: Slice) -> Hashable:
-    directions = np.concatenate([image.row, image.column])
-    return image.size, tuple(np.round(image.pixel_mm, 3)), tuple(np.round(directions + 0.0, 2) + 0.0)
 
 
 def _others(listed: Sequence[Series], chosen: Series) -> str:
