@@ -153,6 +153,41 @@ def test_tilt_of_whole_pixels_moves_slices_without_mixing(tmp_path):
     np.testing.assert_allclose(volume.affine, lps((2, 2, 4)), atol=1e-6)
 
 
+def test_a_slice_that_lies_beside_the_others_is_moved(tmp_path):
+    """One slice of 12 whose position says two pixels to the left is found there; a shift by a twentieth of a pixel is not worth a word."""
+    pixel = scan().spacing[0]
+
+    def beside(pixels):
+        def change(k, image):
+            if k == 6:
+                x, y, z = place_of(scan(), 6)[0]
+                image.ImagePositionPatient = [f"{float(x) + pixels * pixel:.6f}", y, z]
+
+        return change
+
+    write_series(tmp_path / "far", scan(), beside(2))
+    volume, (finding,) = read_noting(tmp_path / "far")
+    assert (volume.shape, finding.topic) == ((42, 32, 12), "tilt")
+    np.testing.assert_array_equal(volume.array[2:, :, 6], scan().array[:, :, 6])
+    np.testing.assert_array_equal(volume.array[:-2, :, 5], scan().array[:, :, 5])
+    write_series(tmp_path / "gone", scan(), beside(40))
+    with pytest.raises(InputError, match="at most 50 mm beside"):
+        read(tmp_path / "gone")
+    write_series(tmp_path / "near", scan(), beside(0.05))
+    volume, findings = read_noting(tmp_path / "near")
+    np.testing.assert_array_equal(volume.array, scan().array)
+    assert findings == []
+
+
+def test_directions_rounded_to_three_digits_are_no_tilt(tmp_path):
+    """Directions that are off by 0.03° make slices drift by half a micrometre per millimetre: read as they are, without a word."""
+    given = ramp(turned((17, -8, 31)))
+    write_series(tmp_path, given, lambda k, image: setattr(image, "ImageOrientationPatient", [f"{float(c):.3f}" for c in image.ImageOrientationPatient]), slope=0.001)
+    volume, findings = read_noting(tmp_path)
+    assert (volume.shape, findings) == (given.shape, [])
+    assert volume.same_grid(given, tolerance_mm=0.02)
+
+
 def test_a_steep_tilt_is_refused(tmp_path):
     """50° is no gantry."""
     affine = lps()

@@ -18,8 +18,10 @@ from clseg.volume import Volume
 UNEVEN = 0.05  # share of the slice distance by which a slice may lie off an even grid without being resampled
 WIDEST = 3.0  # a gap of more than so many usual distances is refused
 WIDEST_MM = 10.0  # an unusual gap of more than this is refused, too
-ASKEW_MM = 0.05  # sideways shift of slices from which on they are straightened
+ASKEW = 1e-3  # sideways drift of the slices per mm of height from which on they are straightened; less is rounding
+RAGGED = 0.1  # pixels by which single slices may lie beside the line through the first and the last
 STEEPEST = 45.0  # degrees of tilt
+FURTHEST_MM = 50.0  # single slices that lie further beside the others do not belong to them
 
 _AGAIN = "Export the series again in full."
 
@@ -31,7 +33,8 @@ def build(slices: Sequence[Slice], place: Path, found: Found = unheard) -> Volum
     with a warning, up to a gap of WIDEST usual distances or WIDEST_MM.  Slices that are shifted against each other
     (gantry tilt) are moved within their planes onto a straight grid, which grows to hold them all.
 
-    Raises InputError for fewer than two slices, larger gaps, a tilt above STEEPEST and damaged pixels.
+    Raises InputError for fewer than two slices, larger gaps, a tilt above STEEPEST, slices that lie more than FURTHEST_MM
+    beside the others, and damaged pixels.
     """
     decoder = Decoder()
     ordered, heights = _in_order(slices)
@@ -97,13 +100,15 @@ def _shifts(ordered: list[Slice], heights: np.ndarray, place: Path, found: Found
     """How far (mm, along rows and columns) every slice lies beside the first; None for a straight stack."""
     apart = np.array([one.position - ordered[0].position for one in ordered])
     shifts = np.stack([apart @ ordered[0].row, apart @ ordered[0].column], axis=1)
-    most = float(np.linalg.norm(shifts, axis=1).max())
-    if most <= ASKEW_MM:
+    line = np.outer((heights - heights[0]) / (heights[-1] - heights[0]), shifts[-1])
+    beside_mm = np.abs(shifts - line).max(axis=0)
+    tilt = float(np.degrees(np.arctan2(np.linalg.norm(shifts[-1]), heights[-1] - heights[0])))
+    if np.tan(np.radians(tilt)) <= ASKEW and (beside_mm / ordered[0].pixel_mm).max() <= RAGGED:
         return None
-    tilt = float(np.degrees(np.arctan2(np.linalg.norm(np.diff(shifts, axis=0), axis=1), np.diff(heights)).max()))
+    most = float(np.linalg.norm(shifts, axis=1).max())
     said = f"The slices in '{place}' are shifted against each other by up to {most:.1f} mm (gantry tilt of {tilt:.1f}°)"
-    if tilt > STEEPEST:
-        raise InputError(f"{said}, expected at most {STEEPEST:g}°.", tip=_AGAIN)
+    if tilt > STEEPEST or beside_mm.max() > FURTHEST_MM:
+        raise InputError(f"{said}, expected at most {STEEPEST:g}°, and single slices at most {FURTHEST_MM:g} mm beside the others.", tip=_AGAIN)
     found(Finding(WARNING, "tilt", f"{said}; they were moved onto a straight grid, on which the results lie.", "Nothing needs to be done; `dcm2niix` would do the same."))
     return shifts
 
