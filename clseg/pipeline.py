@@ -17,7 +17,9 @@ from clseg.catalogue import Anatomy, Catalogue
 from clseg.errors import UsageError
 from clseg.inference.device import check_spelling
 from clseg.io.check import check
+from clseg.io.convert import to_volume
 from clseg.io.files import read, sha256_of
+from clseg.io.finding import NOTE, Finding
 from clseg.manifest import Asset
 from clseg.progress import SILENT, Progress
 from clseg.segmentation import Segmentation
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
 
 UPSIDE_DOWN = "The body seems to lie upside down: its parts come from head to feet where the header says feet to head; organs may be missed."
 
-Image = Volume | str | os.PathLike[str]
+Image = Any  # a path, Volume, nibabel or SimpleITK image, or (array, affine): what clseg.io.convert and clseg.io.files understand
 
 RESTORING = ("smooth", "nearest")
 
@@ -53,17 +55,20 @@ def segment(
     threads: int = 0,
     restore: str = "smooth",
     offline: bool = False,
+    series: str | None = None,
     sources: Sources = Sources(),
     report: Progress = SILENT,
 ) -> Segmentation:
     """Segment one CT.
 
-    `image` is a path (NIfTI, NRRD, MetaImage, a DICOM folder) or a Volume in HU;
-    `roi` are groups, structures or synonyms (`chest`, `liver,aorta`).  `step` is the
-    distance between windows as a share of the window; `threads` 0 leaves torch's
-    choice; `restore` brings labels back to the scan with `smooth` borders or by `nearest`
-    neighbour.  `offline` opens no socket; `sources` says where weights come from (a mirror,
-    another manifest).  The result lies on the grid of `image`.
+    `image` is a path (NIfTI, NRRD, MetaImage, DICOM in a folder, zip or multi-frame
+    file), a Volume in HU, a nibabel or SimpleITK image, or (array, affine) in RAS+ mm;
+    `series` names one of several DICOM series by UID or number.  `roi` are groups,
+    structures or synonyms (`chest`, `liver,aorta`).  `step` is the distance between
+    windows as a share of the window; `threads` 0 leaves torch's choice; `restore` brings
+    labels back to the scan with `smooth` borders or by `nearest` neighbour.  `offline`
+    opens no socket; `sources` says where weights come from (a mirror, another manifest).
+    The result lies on the grid of `image`.
 
     Raises UsageError for unknown names before anything is read or loaded, InputError
     when the image is not a usable CT, WeightsError when weights are missing.
@@ -79,7 +84,7 @@ def segment(
     assets = listing.assets_for(model, [a.name for a in wanted])
 
     with stopwatch.lap("read"), report.stage("Reading"):
-        scan, digest = _read(image)
+        scan, digest = _read(image, series, report)
         checked = check(scan)
         for warning in checked.warnings:
             report.warn(warning)
@@ -108,12 +113,17 @@ class _Way:
     restore: str
 
 
-def _read(image: Image) -> tuple[Volume, str | None]:
+def _read(image: Image, series: str | None, report: Progress) -> tuple[Volume, str | None]:
     """The scan and the sha256 of the file that it came from."""
-    if isinstance(image, Volume):
-        return image, None
-    volume = read(image)
+    if not isinstance(image, (str, os.PathLike)):
+        return to_volume(image), None
+    volume = read(image, series=series, found=lambda finding: _tell(report, finding))
     return volume, sha256_of(image) if Path(image).is_file() else None
+
+
+def _tell(report: Progress, finding: Finding) -> None:
+    say = report.note if finding.level == NOTE else report.warn
+    say(f"{finding.text} {finding.mend}".strip())
 
 
 def _device(wanted: str, threads: int) -> str:
@@ -265,7 +275,7 @@ def _facts(
     return {
         "versions": {**versions, "python": platform.python_version()},
         "input": {
-            "path": None if isinstance(image, Volume) else str(image),
+            "path": str(image) if isinstance(image, (str, os.PathLike)) else None,
             "sha256": digest,
             "shape": list(scan.shape),
             "spacing_mm": list(scan.spacing),

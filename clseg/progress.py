@@ -9,7 +9,7 @@ Advance = Callable[[int], None]
 
 
 class Progress:
-    """Silent. The command line overrides these three; the library only calls them."""
+    """Silent. The command line overrides these; the library only calls them."""
 
     @contextmanager
     def stage(self, name: str, total: int | None = None, unit: str = "") -> Iterator[Advance]:
@@ -21,6 +21,9 @@ class Progress:
 
     def warn(self, text: str) -> None:
         """A sentence that the user should read."""
+
+    def note(self, text: str) -> None:
+        """A sentence on what was decided for the user."""
 
     def detail(self, text: str) -> None:
         """A sentence for those who asked for more."""

@@ -226,6 +226,18 @@ def test_sheared_grids_are_reported(shear, expected):
     assert (checked.needs_orthonormal, len(checked.warnings)) == (expected, int(expected))
 
 
+def test_steep_grids_are_refused():
+    """An axis that leaves the right angle by 44° passes, by 46° it does not: the straight grid would grow without bounds."""
+    for degrees, refused in ((44, False), (46, True)):
+        affine = GRID.copy()
+        affine[1, 2] = 3 * np.tan(np.radians(degrees))
+        if refused:
+            with pytest.raises(InputError, match="right angle by 46°"):
+                check(ct(affine=affine))
+        else:
+            assert check(ct(affine=affine)).needs_orthonormal
+
+
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), handed=st.sampled_from([-1, 1]))
 def test_turned_grids_are_fine(seed, handed):

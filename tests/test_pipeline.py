@@ -427,3 +427,38 @@ def test_what_decoders_with_a_plan_found_stays_and_ours_take_what_is_free(monkey
     layers, unreachable = pipeline._infer(None, parts, wanted, None, None, Stopwatch(), SILENT)
     assert [layer.ravel().tolist() for layer in layers] == [[1, 1, 1, 0], [5, 5, 6, 6], [0, 7, 0, 0]]
     assert unreachable == ["spleen"]
+
+
+# ---- images in memory and DICOM ---------------------------------------------------------------------------------------
+
+
+def test_images_in_memory_give_the_same_masks(tiny, scan):
+    """A Volume, a nibabel image, a SimpleITK image and (array, affine) of one scan; run.json names no file."""
+    import nibabel as nib
+    import SimpleITK as sitk
+
+    lps = np.diag([-1.0, -1, 1, 1]) @ scan.affine
+    itk = sitk.GetImageFromArray(np.ascontiguousarray(scan.array.transpose(2, 1, 0)))
+    itk.SetSpacing(scan.spacing)
+    itk.SetDirection((lps[:3, :3] / scan.spacing).ravel())
+    itk.SetOrigin(lps[:3, 3])
+    expected = masks(segment(scan, model="tiny"))
+    for image in (nib.Nifti1Image(scan.array, scan.affine), itk, (scan.array, scan.affine)):
+        result = segment(image, model="tiny")
+        assert result.facts["input"]["path"] is None
+        assert masks(result).keys() == expected.keys()
+        assert all(np.array_equal(mask, expected[name]) for name, mask in masks(result).items())
+
+
+def test_a_dicom_series_gives_the_same_masks(tiny, scan, tmp_path):
+    """Of two series the one that is named; what reading noticed is told."""
+    from tests.dicom_files import write_series
+
+    write_series(tmp_path / "a", scan, series=1)
+    write_series(tmp_path / "b", Volume(np.repeat(scan.array, 2, axis=2), scan.affine), series=2)
+    expected, told = masks(segment(scan, model="tiny")), Told()
+    result = segment(tmp_path, model="tiny", series="1", report=told)
+    assert all(np.array_equal(mask, expected[name]) for name, mask in masks(result).items())
+    write_series(tmp_path / "b", scan, lambda k, image: delattr(image, "Modality"), series=2)
+    segment(tmp_path, model="tiny", series="2", report=told)
+    assert any("do not say their modality" in sentence for sentence in told.warnings)

@@ -6,6 +6,7 @@ import typer
 
 from clseg.cli import bodypart, recipe, weights, weights_import
 from clseg.cli.cases import cases
+from clseg.cli.check import check
 from clseg.cli.console import INTERRUPTED
 from clseg.cli.demo import demo
 from clseg.cli.evaluate import evaluate
@@ -21,7 +22,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.callback(invoke_without_command=True)(run)
-for command in (demo, rois, evaluate, train, learn, update, prune, export, cases):
+for command in (demo, rois, check, evaluate, train, learn, update, prune, export, cases):
     app.command()(command)
 app.add_typer(recipe.app, name="recipe")
 app.add_typer(bodypart.app, name="bodypart")

@@ -70,7 +70,7 @@ def score(
         checked = check(read(ct))
         for warning in checked.warnings:
             terminal.warn(warning)
-        scores = score_scan(checked.volume, load_bodypart(weights or _starter()))
+        scores = score_scan(checked.volume, load_bodypart(weights or starter_weights()))
         direction = head_first(scores.raw)
         if direction < REVERSED:
             terminal.warn(f"Scores fall where the header says up (correlation {direction:.2f}): the slices may be in reverse order.")
@@ -81,7 +81,7 @@ def score(
             terminal.result("\t".join(map(str, row)))
 
 
-def _starter() -> Path:
+def starter_weights() -> Path:
     """The weights that come with the package."""
     from importlib.resources import files
 

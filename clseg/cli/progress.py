@@ -26,5 +26,8 @@ class Bars(Progress):
     def warn(self, text: str) -> None:
         self.terminal.warn(text)
 
+    def note(self, text: str) -> None:
+        self.terminal.note(text)
+
     def detail(self, text: str) -> None:
         self.terminal.detail(text)

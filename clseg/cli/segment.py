@@ -22,9 +22,10 @@ if TYPE_CHECKING:
 
 def run(
     context: typer.Context,
-    input: Annotated[Path | None, typer.Option("-i", "--input", help="CT: NIfTI, NRRD, MetaImage or a DICOM folder.", show_default=False)] = None,
+    input: Annotated[Path | None, typer.Option("-i", "--input", help="CT: NIfTI, NRRD, MetaImage, or DICOM (folder, zip, multi-frame file).", show_default=False)] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder for one mask per structure, or x.nii.gz for one label map.", show_default=False)] = None,
     roi: Annotated[list[str] | None, typer.Option("-r", "--roi", help="Groups and structures, e.g. chest or liver,spleen; may be repeated. Default: all.", show_default=False)] = None,
+    series: Annotated[str | None, typer.Option("--series", help="Number or UID of the DICOM series, where there are several.", show_default=False)] = None,
     multilabel: Annotated[bool, typer.Option("--ml", help="One label map instead of one mask per structure.")] = False,
     stats: Annotated[bool, typer.Option("--stats", help="Write statistics.json and .csv: volumes, HU, completeness.")] = False,
     preview: Annotated[bool, typer.Option("--preview", help="Write preview.png, an overlay in three planes.")] = False,
@@ -69,7 +70,8 @@ def run(
         names = list(roi or ["all"])
         sources = known(sources_of(mirror, manifest, allow_http), offline)
         check_call(input, output, names, model, device, multilabel, overwrite, sources)
-        options = {"model": model, "device": device, "step": step, "threads": threads, "restore": restore, "offline": offline, "sources": sources}
+        options = {"model": model, "device": device, "step": step, "threads": threads, "restore": restore}
+        options |= {"offline": offline, "sources": sources, "series": series}
         result = segment_and_save(
             input, output, names, terminal, options, {"multilabel": multilabel, "statistics": stats, "preview": preview}
         )

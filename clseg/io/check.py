@@ -7,12 +7,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from clseg.errors import InputError
+from clseg.io.finding import WARNING, Finding
 from clseg.volume import AIR_HU, Volume
 
 _SPACING_MM = (0.05, 20.0)
 _NOT_FINITE_SHARE = 0.01
 _CLIP = (-32768, 32767)
 _SHEAR = 1e-3  # largest cosine between two axes that counts as a right angle
+_STEEPEST = 45.0  # degrees by which an axis may leave the right angle
 _COLD = -30  # HU; what is below is air, lung or fat
 _THICK_MM = 10.0
 _THIN_MM = 20.0
@@ -22,35 +24,49 @@ _HU_TIP = (
     "Convert the original DICOM series again with rescale slope and intercept applied and without a window, e.g. with dcm2niix; "
     "in Hounsfield units air is about -1000, fat -100, water 0 and bone above 300."
 )
+_WINDOW_TIP = "Export the scan again without a window."
+_MR_TIP = "If it is an MR or PET scan, leave it: clseg knows CT only."
+_AGAIN_TIP = "Convert the scan again from its DICOM series, e.g. with dcm2niix, or give the DICOM folder itself."
+_STRAIGHTEN_TIP = "Nothing needs to be done; giving the DICOM folder itself avoids the resampling."
 
 
 @dataclass(frozen=True)
 class CheckedScan:
     """A CT that may be segmented.
 
-    `volume` is the scan with faulty voxels mended; `warnings` are sentences for the user; `needs_orthonormal` is True
-    when the axes of the grid are not at right angles, so that it must be resampled to a grid whose axes are.
+    `volume` is the scan with faulty voxels mended; `findings` are warnings, each with what mends it; `needs_orthonormal`
+    is True when the axes of the grid are not at right angles, so that it must be resampled to a grid whose axes are.
     """
 
     volume: Volume
-    warnings: tuple[str, ...]
+    findings: tuple[Finding, ...]
     needs_orthonormal: bool
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """The findings as sentences."""
+        return tuple(finding.text for finding in self.findings)
 
 
 def check(volume: Volume) -> CheckedScan:
     """Refuse what is not a CT in Hounsfield units, mend what can be mended, and say what was done.
 
-    Raises InputError for one slice, an absurd voxel size, more than 1 % voxels without a number, and values that are not HU.
+    Raises InputError for one slice, an absurd voxel size, axes far from right angles, more than 1 % voxels without a number, and values that are not HU.
     """
     _refuse_flat(volume)
     _refuse_spacing(volume)
-    mended, warnings = _mend(volume)
-    warnings += _judge_values(mended.array)
-    warnings += _judge_grid(mended)
+    _refuse_shear(volume)
+    mended, findings = _mend(volume)
+    findings += _judge_values(mended.array)
+    findings += _judge_grid(mended)
     sheared = _is_sheared(mended.affine)
     if sheared:
-        warnings.append("The axes of the scan are not at right angles; it is resampled to a grid whose axes are, and the result is brought back.")
-    return CheckedScan(mended, tuple(warnings), sheared)
+        findings.append(_warning("affine", "The axes of the scan are not at right angles; it is resampled to a grid whose axes are, and the result is brought back.", _STRAIGHTEN_TIP))
+    return CheckedScan(mended, tuple(findings), sheared)
+
+
+def _warning(topic: str, text: str, mend: str) -> Finding:
+    return Finding(WARNING, topic, text, mend)
 
 
 # ---- refusals ---------------------------------------------------------------------------------------------------------
@@ -73,12 +89,18 @@ def _refuse_spacing(volume: Volume) -> None:
         )
 
 
+def _refuse_shear(volume: Volume) -> None:
+    angle = float(np.degrees(np.arcsin(min(1.0, _largest_cosine(volume.affine)))))
+    if angle > _STEEPEST:
+        raise InputError(f"The axes of the scan leave the right angle by {angle:.0f}°, expected at most {_STEEPEST:g}°.", tip=_AGAIN_TIP)
+
+
 # ---- mending ----------------------------------------------------------------------------------------------------------
 
 
-def _mend(volume: Volume) -> tuple[Volume, list[str]]:
+def _mend(volume: Volume) -> tuple[Volume, list[Finding]]:
     """Air where there is no number, and no values outside 16 bits."""
-    array, warnings = volume.array, []
+    array, findings = volume.array, []
     if array.dtype.kind == "f":
         finite = np.isfinite(array)
         bad = array.size - int(np.count_nonzero(finite))
@@ -86,12 +108,12 @@ def _mend(volume: Volume) -> tuple[Volume, list[str]]:
             raise InputError(f"{bad / array.size:.1%} of the voxels hold no number (NaN or infinity), expected at most {_NOT_FINITE_SHARE:.0%}.", tip=_HU_TIP)
         if bad:
             array = np.where(finite, array, np.asarray(AIR_HU, array.dtype))
-            warnings.append(f"{_count(bad, 'voxel')} without a number (NaN or infinity) {'was' if bad == 1 else 'were'} replaced by air ({AIR_HU} HU).")
+            findings.append(_warning("values", f"{_count(bad, 'voxel')} without a number (NaN or infinity) {'was' if bad == 1 else 'were'} replaced by air ({AIR_HU} HU).", _AGAIN_TIP))
     low, high = array.min(), array.max()
     if low < _CLIP[0] or high > _CLIP[1]:
         array = np.clip(array, max(_CLIP[0], int(low)), min(_CLIP[1], int(high)))
-        warnings.append(f"Values from {low:g} to {high:g} were cut to {_CLIP[0]}…{_CLIP[1]} HU.")
-    return (volume if array is volume.array else replace(volume, array=array)), warnings
+        findings.append(_warning("values", f"Values from {low:g} to {high:g} were cut to {_CLIP[0]}…{_CLIP[1]} HU.", _HU_TIP))
+    return (volume if array is volume.array else replace(volume, array=array)), findings
 
 
 def _count(number: int, thing: str) -> str:
@@ -101,21 +123,21 @@ def _count(number: int, thing: str) -> str:
 # ---- values -----------------------------------------------------------------------------------------------------------
 
 
-def _judge_values(array: np.ndarray) -> list[str]:
+def _judge_values(array: np.ndarray) -> list[Finding]:
     """Refuse values that cannot be HU (see `_why_not_hu`); warn about those that are HU of a strange kind."""
     low, high = float(array.min()), float(array.max())
-    sample = _sample(array)
+    sample = sampled(array)
     reason, tip = _why_not_hu(_without_padding(sample), low, high)
     if reason:
         raise InputError(f"The values run from {low:g} to {high:g} and are not Hounsfield units: {reason}.", tip=tip)
-    warnings = []
+    findings = []
     if _share(sample, -np.inf, _COLD) < 0.02 and _share(sample, 300, np.inf) > 0.3:
-        warnings.append("There is hardly any air or fat and much that would be bone: make sure that this is a CT and not an MR or PET scan.")
+        findings.append(_warning("values", "There is hardly any air or fat and much that would be bone: make sure that this is a CT and not an MR or PET scan.", _MR_TIP))
     if low > -500 and _share(sample, low, low) > 0.1:
-        warnings.append(f"No value is below {low:g} HU and many are exactly that: the scan seems to have been exported with a window, and air cannot be told from tissue.")
+        findings.append(_warning("values", f"No value is below {low:g} HU and many are exactly that: the scan seems to have been exported with a window, and air cannot be told from tissue.", _WINDOW_TIP))
     if high < 500 and _share(sample, high, high) > 0.005:
-        warnings.append(f"No value is above {high:g} HU and many are exactly that: the scan seems to have been exported with a window, and bone cannot be told from contrast.")
-    return warnings
+        findings.append(_warning("values", f"No value is above {high:g} HU and many are exactly that: the scan seems to have been exported with a window, and bone cannot be told from contrast.", _WINDOW_TIP))
+    return findings
 
 
 def _why_not_hu(sample: np.ndarray, low: float, high: float) -> tuple[str, str]:
@@ -166,7 +188,7 @@ def _offset_tip() -> str:
     )
 
 
-def _sample(array: np.ndarray) -> np.ndarray:
+def sampled(array: np.ndarray) -> np.ndarray:
     """Up to about a million voxels on a coarser grid, flat."""
     step = max(1, int(np.ceil((array.size / _SAMPLE) ** (1 / 3))))
     steps = tuple(slice(None, None, step if length > 2 * step else 1) for length in array.shape)
@@ -181,19 +203,19 @@ def _share(sample: np.ndarray, low: float, high: float) -> float:
 # ---- grid -------------------------------------------------------------------------------------------------------------
 
 
-def _judge_grid(volume: Volume) -> list[str]:
-    warnings = []
+def _judge_grid(volume: Volume) -> list[Finding]:
+    findings = []
     header = volume.header
     if header is not None and header.sform_code <= 0 and header.qform_code <= 0:
-        warnings.append("The file does not say how the patient lies (qform and sform are not set): left and right may be swapped.")
+        findings.append(_warning("orientation", "The file does not say how the patient lies (qform and sform are not set): left and right may be swapped.", _AGAIN_TIP))
     elif header is not None and header.sform_code > 0 and header.qform_code > 0 and _disagree(header.sform, header.qform, volume):
-        warnings.append("The two positions in the file's header (qform and sform) disagree; the sform is used.")
+        findings.append(_warning("orientation", "The two positions in the file's header (qform and sform) disagree; the sform is used.", _AGAIN_TIP))
     if max(volume.spacing) > _THICK_MM:
-        warnings.append(f"The voxels are {max(volume.spacing):g} mm long: small structures cannot be seen.")
+        findings.append(_warning("spacing", f"The voxels are {max(volume.spacing):g} mm long: small structures cannot be seen.", "Give a reconstruction with thinner slices, if there is one."))
     extent = min(length * edge for length, edge in zip(volume.shape, volume.spacing, strict=True))
     if extent < _THIN_MM:
-        warnings.append(f"The scan is only {extent:.0f} mm thick: structures are told by their surroundings, results may be poor.")
-    return warnings
+        findings.append(_warning("coverage", f"The scan is only {extent:.0f} mm thick: structures are told by their surroundings, results may be poor.", "Give the whole scan."))
+    return findings
 
 
 def _disagree(one: np.ndarray, other: np.ndarray, volume: Volume) -> bool:
@@ -202,5 +224,10 @@ def _disagree(one: np.ndarray, other: np.ndarray, volume: Volume) -> bool:
 
 
 def _is_sheared(affine: np.ndarray) -> bool:
+    return _largest_cosine(affine) > _SHEAR
+
+
+def _largest_cosine(affine: np.ndarray) -> float:
+    """Between any two axes of the grid; 0 where all are at right angles."""
     axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
-    return bool(np.abs(axes.T @ axes - np.eye(3)).max() > _SHEAR)
+    return float(np.abs(axes.T @ axes - np.eye(3)).max())

@@ -19,6 +19,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from clseg.errors import InputError, OutputError, UsageError
+from clseg.io.finding import Found, unheard
 from clseg.volume import Volume
 
 if TYPE_CHECKING:
@@ -33,16 +34,20 @@ _SNIFF = 1024
 # ---- reading ----------------------------------------------------------------------------------------------------------
 
 
-def read(path: AnyPath) -> Volume:
-    """Read a scan: NIfTI, NRRD or MetaImage (told apart by content, not by name), or a folder with one DICOM series.
+def read(path: AnyPath, *, series: str | None = None, found: Found = unheard) -> Volume:
+    """Read a scan: NIfTI, NRRD, MetaImage, or DICOM in a folder, a zip archive or a multi-frame file; told apart by content.
 
-    The affine is in RAS+ mm whatever the format says.
+    The affine is in RAS+ mm whatever the format says.  `series` is the UID or number of a DICOM series, for folders and
+    archives with several; `found` hears what was noticed, e.g. which series was taken and what was mended.
 
-    Raises UsageError when there is nothing at `path`, InputError when what is there is not one readable 3-D scan.
+    Raises UsageError when there is nothing at `path` or no such series, InputError when what is there is not one
+    readable 3-D scan.
     """
     path = existing(path)
-    if path.is_dir():
-        return _read_dicom_folder(path)
+    if volume := _read_dicom(path, series, found):
+        return volume
+    if series:
+        raise UsageError(f"'{path}' is no DICOM and has no series '{series}'.", tip="Leave --series out.")
     start = _first_bytes(path)
     if not start:
         raise InputError(f"'{path}' is empty (0 bytes).", tip="Copy or download the file again.")
@@ -54,7 +59,7 @@ def read(path: AnyPath) -> Volume:
         return _read_itk(path, "NrrdImageIO")
     if b"NDims" in start and b"DimSize" in start:
         return _read_itk(path, "MetaImageIO")
-    raise InputError(f"'{path}' is {_what(start)}, expected NIfTI, NRRD, MetaImage or a folder with a DICOM series.", tip=_advice(start))
+    raise InputError(f"'{path}' is {_what(start)}, expected NIfTI, NRRD, MetaImage or DICOM.")
 
 
 def existing(path: AnyPath) -> Path:
@@ -92,10 +97,6 @@ def _first_bytes(path: Path) -> bytes:
 
 def _what(start: bytes) -> str:
     """What a file that is no scan seems to be, as words that follow 'is'."""
-    if start[128:132] == b"DICM":
-        return "a single DICOM file"
-    if start[:4] == b"PK\x03\x04":
-        return "a zip archive"
     if start[:4] in (b"\x5c\x01\x00\x00", b"\x00\x00\x01\x5c"):
         return "an Analyze 7.5 file or a damaged NIfTI file (its magic word is missing)"
     if not any(start):
@@ -106,60 +107,16 @@ def _what(start: bytes) -> str:
     return "no scan in a known format"
 
 
-def _advice(start: bytes) -> str | None:
-    if start[128:132] == b"DICM":
-        return "Give the folder that holds the series instead of one file."
-    if start[:4] == b"PK\x03\x04":
-        return "Unpack it first and give the file or folder inside."
-    return None
+def _read_dicom(path: Path, series: str | None, found: Found) -> Volume | None:
+    """The CT in a folder, an archive or a DICOM file; None for a file that is something else."""
+    from clseg.io.dicom import read_dicom_file, read_dicom_folder, read_dicom_zip
+    from clseg.io.dicom.headers import is_dicom
 
-
-def _read_dicom_folder(folder: Path) -> Volume:
-    """The one DICOM series of a folder (subfolders are not searched)."""
-    import SimpleITK as sitk
-
-    with _itk_silent():
-        series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
-        if not series:
-            raise InputError(f"The folder '{folder}' holds no DICOM series.", tip="Give the folder that holds the slices, or a NIfTI file.")
-        if len(series) > 1:
-            raise InputError(
-                f"The folder '{folder}' holds {len(series)} DICOM series ({', '.join(series[:3])}{', …' if len(series) > 3 else ''}), expected one.",
-                tip="Put the series that is wanted into a folder of its own.",
-            )
-        names = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series[0])
-        try:
-            image = sitk.ReadImage(names)
-            _refuse_gaps(names, folder)
-            return _from_itk(image, folder)
-        except RuntimeError as error:
-            raise InputError(f"The DICOM series in '{folder}' cannot be read: {_reason(error)}.") from error
-
-
-def _refuse_gaps(names: Sequence[str], folder: Path) -> None:
-    """InputError when slices of a series lie askew, are missing or uneven by more than a tenth of their distance."""
-    import SimpleITK as sitk
-
-    reader = sitk.ImageFileReader()
-    origins, normal = [], np.zeros(3)
-    for name in names:
-        reader.SetFileName(name)
-        reader.ReadImageInformation()
-        origins.append(reader.GetOrigin())
-        normal = np.array(reader.GetDirection()).reshape(3, 3)[:, 2]
-    along = np.array(origins[-1]) - origins[0]
-    drift = np.linalg.norm(along - (along @ normal) * normal)
-    if drift > 1.0:  # ITK would straighten the axes and move the last slice by as much
-        raise InputError(
-            f"The slices of the DICOM series in '{folder}' are shifted by {drift:.1f} mm against each other (gantry tilt), expected a straight stack.",
-            tip="Convert it with dcm2niix, which corrects the tilt, and give the NIfTI file.",
-        )
-    gaps = np.abs(np.diff(np.array(origins) @ normal))
-    if gaps.size and np.abs(gaps - np.median(gaps)).max() > 0.1 * np.median(gaps):
-        raise InputError(
-            f"The slices of the DICOM series in '{folder}' are {gaps.min():g} to {gaps.max():g} mm apart, expected even distances; slices may be missing.",
-            tip="Export the series again in full.",
-        )
+    if path.is_dir():
+        return read_dicom_folder(path, series=series, found=found)
+    if _first_bytes(path)[:4] in (b"PK\x03\x04", b"PK\x05\x06"):
+        return read_dicom_zip(path, series=series, found=found)
+    return read_dicom_file(path, series=series, found=found) if is_dicom(path) else None
 
 
 def _read_itk(path: Path, image_io: str) -> Volume:
@@ -167,15 +124,15 @@ def _read_itk(path: Path, image_io: str) -> Volume:
 
     with _itk_silent():
         try:
-            return _from_itk(sitk.ReadImage(str(path), imageIO=image_io), path)
+            return from_itk(sitk.ReadImage(str(path), imageIO=image_io), path)
         except RuntimeError as error:
             raise InputError(
                 f"'{path}' is damaged or incomplete: {_reason(error)}.", tip="Copy or download the file again (with its data file, if it has one)."
             ) from error
 
 
-def _from_itk(image: SimpleITK.Image, path: Path) -> Volume:
-    """A Volume from an ITK image: axes (i, j, k), patient coordinates turned from LPS to RAS."""
+def from_itk(image: SimpleITK.Image, path: AnyPath) -> Volume:
+    """A Volume from an ITK image called `path`: axes (i, j, k), patient coordinates turned from LPS to RAS; InputError for colour and 2-D."""
     import SimpleITK as sitk
 
     from clseg.io.nifti import float32_or_integer, refuse_many_volumes
