@@ -18,6 +18,7 @@ from clseg.inference.bodypart import (
     plausible,
     score_grid,
     score_scan,
+    score_slices,
     settle,
     smooth,
     straighten_ends,
@@ -111,10 +112,9 @@ def test_how_a_scan_is_stored_does_not_matter(code: str) -> None:
 
 def test_calibration_is_a_line() -> None:
     """gain 2 and offset 0.5 turn x into 2·x + 0.5."""
-    hu = brighter_upwards()
-    plain = score_grid(hu, (10.0, 10.0, 10.0), Brightness())
+    slices = brighter_upwards().permute(2, 0, 1)
     line = BodypartSpec(widths=(4,), size=16, spacing_mm=10.0, smooth_mm=0.0, gain=2.0, offset=0.5)
-    assert np.allclose(score_grid(hu, (10.0, 10.0, 10.0), Brightness(line)), 2 * plain + 0.5)
+    assert np.allclose(score_slices(slices, Brightness(line)), 2 * score_slices(slices, Brightness()) + 0.5)
 
 
 @pytest.mark.parametrize("slices", [1, 2, 3, 5, 20])

@@ -22,6 +22,7 @@ from clseg.volume import Spacing, Volume
 BATCH = 64  # slices at a time
 THINNEST_MM = 3.0  # thinner slices are averaged to this before they are scored
 CLEAR = 0.2  # span of scores, about a hand and a half of a body, from which on its direction is certain
+SLOWEST_PER_MM = 0.5 / 880  # half of what the average body rises; flatter curves are the network's, not the body's
 LONGEST_END_MM = 100.0  # more of an end than this is never disbelieved
 
 
@@ -151,7 +152,8 @@ def settle(raw: np.ndarray, z_mm: np.ndarray, spec: BodypartSpec) -> np.ndarray:
         return raw.copy()
     step = float(z_mm[1] - z_mm[0])
     straight = straighten_ends(smooth(raw, spec.smooth_mm / step), step, spec.slope)
-    return straight if upside_down(raw) else plausible(straight, step, spec.slope)
+    slowest = min(max(spec.slope[0], SLOWEST_PER_MM), spec.slope[1])
+    return straight if upside_down(raw) else plausible(straight, step, (slowest, spec.slope[1]))
 
 
 def plausible(values: np.ndarray, step_mm: float, slope: tuple[float, float]) -> np.ndarray:
