@@ -144,7 +144,7 @@ def test_what_a_head_is_told_to_be(tmp_path: Path) -> None:
     plan = spec.plan
     assert (plan.kind, plan.orientation, plan.spacing_mm, plan.patch) == ("clnet", "LPS", (2.0, 1.25, 1.25), PATCH)
     assert (plan.scheme.low, plan.scheme.high, plan.scheme.mean, plan.scheme.sd) == (-200.0, 300.0, 20.0, 100.0)
-    assert (plan.crop, plan.normalise_first, plan.averaged, plan.weigh_one, plan.mirror_axes) == ("body", False, "probabilities", False, ())
+    assert (plan.crop, plan.normalise_first, plan.averaged, plan.mirror_axes) == ("body", False, "probabilities", ())
     assert plan.score_range == (90 - 0.25 * 8, 95 + 0.25 * 8)
     assert imported.decoders["Eyes"].card["head"] == "Eyes"
     assert imported.encoder.spec == ENCODER

@@ -60,12 +60,14 @@ def test_an_array_with_its_affine():
         ((HU.astype(complex), np.eye(4)), "complex"),
         ((HU, np.zeros((4, 4))), "invertible"),
         ((HU[0], np.eye(4)), "3 dimensions"),
+        ((HU, "x"), "4 x 4 matrix of numbers"),
+        ((np.zeros((3, 4, 5, 1, 0)), np.eye(4)), "no voxels"),
         (nib.Nifti1Image(np.zeros((4, 5, 6, 2), np.int16), np.eye(4)), "holds 2 volumes"),
         (sitk.GetImageFromArray(np.zeros((4, 5), np.int16)), "2-D"),
     ],
 )
 def test_what_is_no_scan_is_refused(image, words):
-    """Four dimensions, complex numbers, an affine that cannot be inverted and flat pictures."""
+    """Four dimensions, complex numbers, an affine that is none or cannot be inverted, empty and flat pictures."""
     with pytest.raises(InputError, match=words):
         to_volume(image)
 

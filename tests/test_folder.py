@@ -100,3 +100,12 @@ def test_json_must_be_an_object(tmp_path: Path) -> None:
 def test_names_of_structures_can_be_file_names(given: str, made: str) -> None:
     """What a file name or `--roi` cannot hold becomes an underscore."""
     assert structure_name(given) == made
+
+
+def test_what_unpacks_in_unbounded_memory_is_refused(tmp_path: Path) -> None:
+    """bzip2 and LZMA members are decompressed by zipfile without a bound, whatever their entries say."""
+    for kind in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
+        with zipfile.ZipFile(tmp_path / "odd.zip", "w", kind) as archive:
+            archive.writestr("x.json", b"1" * 1000)
+        with pytest.raises(WeightsError, match="bounded memory"), opened(tmp_path / "odd.zip", is_json):
+            pass

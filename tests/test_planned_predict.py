@@ -78,14 +78,6 @@ def test_flips_are_averaged() -> None:
     np.testing.assert_allclose(found, np.mean(each, axis=0), atol=1e-4)
 
 
-def test_one_window_may_go_without_weight() -> None:
-    """With one window the weighted mean is the window itself, with the Gaussian or without."""
-    one = engine()
-    for plan in (PLAN, replace(PLAN, weigh_one=False)):
-        found = whole(IMAGE[:16, :16], plan, {"lungs": [Source(one, "lungs")]})["lungs"]
-        np.testing.assert_allclose(found, by_hand(IMAGE[:16, :16], one.model), atol=1e-4)
-
-
 def test_a_small_image_lies_in_the_middle_of_zeros() -> None:
     """5 rows in a window of 16: 5 zeros before (floor), 6 behind; only the image's rows come out."""
     one = engine()

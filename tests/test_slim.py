@@ -298,6 +298,16 @@ def test_a_coarser_decoder_is_made_narrower_like_any_other() -> None:
     assert slim(small, ENCODER, keep)(features()).shape == (1, 3, 8, 8, 8)
 
 
+def test_biases_of_imported_decoders_are_cut_along() -> None:
+    """Transposed convolutions with biases, as nnU-Net has them: half of the channels go without a trace of their biases."""
+    network = decoder(spec=replace(SPEC, bias=True))
+    keep = Keep.all(network.spec, ENCODER)
+    keep = Keep((replace(keep.stages[0], up=tuple(range(0, 16, 2))), keep.stages[1]))
+    small = slim(network, ENCODER, keep)
+    assert torch.equal(small.ups[0].bias, network.ups[0].bias[::2])
+    assert small(features()).shape == (1, 3, 16, 16, 16)
+
+
 def test_settings_that_make_no_sense_are_refused() -> None:
     """A target of 1, multiples for another number of stages, weights that are not numbers."""
     network = decoder()

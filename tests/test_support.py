@@ -17,6 +17,7 @@ from clseg.inference import engine as engines
 from clseg.network.checkpoint import load, save, supporter
 from clseg.network.decoder import Decoder
 from clseg.network.encoder import Encoder
+from clseg.network.model import Model
 from clseg.network.spec import DecoderSpec, EncoderSpec, Grid, Intensity, Level, Stage, Supporter
 from clseg.network.support import SupportHead
 from clseg.phantom import small_phantom
@@ -232,3 +233,18 @@ def test_a_supporter_that_ends_at_a_coarser_level_is_upsampled() -> None:
         same = lens.forward_deep(seen, 2, [[doubled, helping[0]]])
     assert torch.allclose(fine, same[0], atol=1e-5)
     assert torch.equal(coarse, same[1])
+
+
+def test_a_shorter_decoder_hears_its_supporter_at_its_own_level_in_training_and_inference() -> None:
+    """The supporter has a stage more: whether one level or two are asked for, the logits of the supported decoder are the same."""
+    eyes, seen = decoder(*EYES.labels), features()
+    torch.manual_seed(3)
+    lens = Decoder(DecoderSpec(STAGES[:1], ("lens",), supporters=(EYES,)), SPEC)
+    model = Model(Encoder(SPEC), {"eyes": eyes, "lens": lens}, {"lens": None})
+    with torch.no_grad():
+        ((_, once),) = model.logits(seen, ["lens"], depth=1)
+        ((_, twice),) = model.logits(seen, ["lens"], depth=2)
+        own = lens.forward_deep(seen, 1, [eyes.forward_deep(seen, 2)])[0]
+    assert len(once) == len(twice) == 1
+    assert torch.equal(once[0], twice[0])
+    assert torch.equal(once[0], own)

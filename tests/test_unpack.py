@@ -101,3 +101,12 @@ def test_damaged_archives_are_refused(tmp_path, temporary):
             read(tmp_path / f"{name}.zip")
         assert f"{name}.zip" in refusal.value.message
     assert list(temporary.iterdir()) == []
+
+
+def test_what_unpacks_in_unbounded_memory_is_refused(tmp_path):
+    """bzip2 and LZMA members are decompressed by zipfile without a bound, whatever their entries say."""
+    for kind in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
+        with zipfile.ZipFile(tmp_path / "odd.zip", "w", kind) as archive:
+            archive.writestr("image.dcm", bytes(1 << 20))
+        with pytest.raises(InputError, match="bounded memory"), unpacked(tmp_path / "odd.zip"):
+            pass

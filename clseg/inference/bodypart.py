@@ -23,6 +23,8 @@ BATCH = 64  # slices at a time
 THINNEST_MM = 3.0  # thinner slices are averaged to this before they are scored
 CLEAR = 0.2  # span of scores, about a hand and a half of a body, from which on its direction is certain
 SLOWEST_PER_MM = 0.5 / 880  # half of what the average body rises; flatter curves are the network's, not the body's
+FALLS = -0.9  # correlation of scores with slice number below which a scan runs from head to feet, though it be short
+ROUNDS = 40  # of projections; slopes are then right to a millionth
 LONGEST_END_MM = 100.0  # more of an end than this is never disbelieved
 
 
@@ -152,22 +154,39 @@ def settle(raw: np.ndarray, z_mm: np.ndarray, spec: BodypartSpec) -> np.ndarray:
         return raw.copy()
     step = float(z_mm[1] - z_mm[0])
     straight = straighten_ends(smooth(raw, spec.smooth_mm / step), step, spec.slope)
+    if np.ptp(raw) > CLEAR / 2 and head_first(raw) < FALLS:
+        return straight
     slowest = min(max(spec.slope[0], SLOWEST_PER_MM), spec.slope[1])
-    return straight if upside_down(raw) else plausible(straight, step, (slowest, spec.slope[1]))
+    return plausible(straight, step, (slowest, spec.slope[1]))
 
 
 def plausible(values: np.ndarray, step_mm: float, slope: tuple[float, float]) -> np.ndarray:
-    """The curve with slopes (per mm) within `slope` everywhere whose largest distance from `values` is smallest.
+    """The curve nearest to `values` (least squares) whose slopes (per mm) lie within `slope` everywhere.
 
-    It is the mean of the lowest such curve above the values and the highest below them.
+    Rising fast enough and slowly enough are two isotonic regressions; Dykstra's alternating
+    projections (Boyle and Dykstra, 1986) bring them together.
     """
+    from scipy.optimize import isotonic_regression
+
+    slow = slope[0] * step_mm * np.arange(len(values))
+    if not np.isfinite(slope[1]):
+        return isotonic_regression(values - slow).x + slow
+    fast = slope[1] * step_mm * np.arange(len(values))
+    curve, low_rest, high_rest = values, np.zeros(len(values)), np.zeros(len(values))
+    for _ in range(ROUNDS):
+        risen = isotonic_regression(curve + low_rest - slow).x + slow
+        low_rest = curve + low_rest - risen
+        curve = isotonic_regression(risen + high_rest - fast, increasing=False).x + fast
+        high_rest = risen + high_rest - curve
+    return _within(curve, step_mm, slope)
+
+
+def _within(values: np.ndarray, step_mm: float, slope: tuple[float, float]) -> np.ndarray:
+    """A curve with slopes within `slope` close to one that has them but for rounding: the mean of the lowest above and the highest below it."""
     apart = (np.arange(len(values))[:, None] - np.arange(len(values))[None, :]) * step_mm  # (here, there)
-    least = np.where(apart > 0, slope[0], slope[1])
-    most = np.where(apart > 0, slope[1], slope[0])
-    still = apart == 0  # an infinite slope over no distance
-    above = (values + np.where(still, 0, least * np.where(still, 1, apart))).max(axis=1)
-    below = (values + np.where(still, 0, most * np.where(still, 1, apart))).min(axis=1)
-    return (above + below) / 2
+    least, most = np.where(apart > 0, slope[0], slope[1]), np.where(apart > 0, slope[1], slope[0])
+    return ((values + least * apart).max(axis=1) + (values + most * apart).min(axis=1)) / 2
+
 
 
 def smooth(values: np.ndarray, sigma: float) -> np.ndarray:

@@ -54,5 +54,11 @@ def _from_nibabel(image: SpatialImage) -> Volume:
 def _plain(array: np.ndarray, affine: Any) -> Volume:
     from clseg.io.nifti import float32_or_integer, refuse_many_volumes
 
+    if array.size == 0:
+        raise InputError(f"The image has no voxels: its shape is {array.shape}.")
     refuse_many_volumes(array.shape, _CALLED)
-    return Volume(float32_or_integer(array.reshape(array.shape[:3]), _CALLED), affine)
+    try:
+        place = np.asarray(affine, float)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"The affine must be a 4 x 4 matrix of numbers, given {type(affine).__name__}.", tip="Give the affine to RAS+ mm.") from error
+    return Volume(float32_or_integer(array.reshape(array.shape[:3]), _CALLED), place)

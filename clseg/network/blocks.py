@@ -42,7 +42,7 @@ class Conv(nn.Conv3d):
 
 def _straight_to_onednn(x: torch.Tensor) -> bool:
     plain = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-    return plain and not torch.is_grad_enabled() and torch.backends.mkldnn.is_available()
+    return plain and not torch.is_grad_enabled() and torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
 
 
 def convolution(inputs: int, outputs: int, kernel: Triple, stride: Triple = POINT, bias: bool = True) -> nn.Conv3d:

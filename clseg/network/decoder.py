@@ -25,7 +25,7 @@ class Decoder(nn.Module):
     supervision.
 
     A decoder with supporters needs their logits: `supports[i]` are those of supporter
-    i, finest first, as many levels as are asked of this one.  WeightsError when it
+    i, finest first, at all its stages.  WeightsError when it
     gets another number of supporters than its spec names.
     """
 

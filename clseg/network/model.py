@@ -58,14 +58,14 @@ class Model:
     ) -> Iterator[tuple[str, list[torch.Tensor]]]:
         """Logits of the decoders `names` at their `depth` finest stages, finest first, in the order asked.
 
-        Supporters run before the decoders that they support, each once, and are handed
-        out only where they are asked for themselves.
+        Supporters run before the decoders that they support, each once and at all their
+        stages, and are handed out only where they are asked for themselves.
         """
         wanted = list(names)
         shared = {helper for name in self.with_supporters(wanted) for helper in self.supporters_of(name)}
         known: dict[str, list[torch.Tensor]] = {}
         for name in wanted:
-            yield name, self._logits(name, features, depth, shared, known)
+            yield name, self._logits(name, features, depth, shared, known)[:depth]
 
     def with_supporters(self, names: Iterable[str]) -> tuple[str, ...]:
         """`names` and all decoders that support them, directly or through others, each once, supporters first."""
@@ -86,9 +86,11 @@ class Model:
         shared: Collection[str],
         known: dict[str, list[torch.Tensor]],
     ) -> list[torch.Tensor]:
-        """Logits of one decoder; those in `shared` are kept in `known` for the decoders that need them."""
+        """Logits of one decoder; of those in `shared` all stages, kept in `known` for the decoders that need them."""
         if name in known:
             return known[name]
+        if name in shared:
+            depth = len(self.decoders[name].spec.stages)
         supports = [self._logits(helper, features, depth, shared, known) for helper in self.supporters_of(name)]
         logits = self.decoders[name].forward_deep(features, depth, supports)
         if name in shared:

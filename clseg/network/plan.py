@@ -71,6 +71,7 @@ class Resampling:
 class Plan:
     """What the program `kind` does around the network of one decoder.
 
+    kind             which program's plan it is: a name for people, nothing is decided by it
     orientation      the axes the stored scan is turned to first ("RAS", "LPS"); "" leaves it as it is in the file
     transpose        from (z, y, x) to the network's axes: axis i of the network is axis transpose[i] of (z, y, x)
     spacing_mm       voxel edges that the network sees
@@ -79,7 +80,6 @@ class Plan:
     normalise_first  intensities before the scan is resampled, or after
     image, answer    how the scan is resampled, and how scores go back
     averaged         what is averaged over windows
-    weigh_one        the Gaussian weight counts even where there is only one window
     export           scores go back and the largest wins ("linear"), or the label map goes back ("nearest")
     mirror_axes      every combination of flips along these axes is averaged; () does not mirror
     ensemble         decoders with the same name here, not "", are averaged: the folds of one training
@@ -98,7 +98,6 @@ class Plan:
     image: Resampling = field(default_factory=lambda: Resampling(order=3))
     answer: Resampling = field(default_factory=lambda: Resampling(order=1))
     averaged: str = "logits"
-    weigh_one: bool = True
     export: str = "linear"
     mirror_axes: tuple[int, ...] = ()
     ensemble: str = ""
@@ -139,9 +138,13 @@ def plan_from_dict(data: Any) -> Plan:
 
 
 def _exactly(kind: type, data: Any) -> dict[str, Any]:
-    """`data` with its lists as tuples; WeightsError unless it has just the fields of the dataclass `kind`."""
+    """`data` with its lists as tuples; WeightsError unless it has just the fields of the dataclass `kind`.
+
+    Fields that were added later (see `clseg.network.spec`) may be missing.
+    """
     names = [field.name for field in dataclasses.fields(kind)]
-    if not isinstance(data, dict) or set(data) != set(names):
+    later = {field.name for field in dataclasses.fields(kind) if "later" in field.metadata}
+    if not isinstance(data, dict) or not set(names) - later <= set(data) <= set(names):
         raise WeightsError(f"A {kind.__name__.lower()} in a plan has the fields {', '.join(names)}, given {data!r}.")
     return {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
 

@@ -14,12 +14,16 @@ def upsampled(x: torch.Tensor, size: Shape) -> torch.Tensor:
     """`x` (batch, channels, x, y, z) on the concentric lattice of `size` voxels, which covers the same box.
 
     The same as `interpolate(mode="trilinear")` for sizes that are larger; three matrix
-    products are five times as fast on a CPU.
+    products are five times as fast on a CPU.  Computed in the precision of `x`.
     """
-    shape = tuple(x.shape[2:])
-    if shape == tuple(size):
+    if tuple(x.shape[2:]) == tuple(size):
         return x
-    batch, channels = x.shape[:2]
+    with torch.autocast(x.device.type, enabled=False):
+        return _product(x, size)
+
+
+def _product(x: torch.Tensor, size: Shape) -> torch.Tensor:
+    batch, channels, *shape = x.shape
     wx, wy, wz = (_weights(n, m, x.dtype, x.device) for n, m in zip(shape, size, strict=True))
     out = x.reshape(-1, shape[2]) @ wz.T
     out = wy @ out.view(-1, shape[1], size[2])

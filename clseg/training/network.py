@@ -66,7 +66,7 @@ class Trainee(nn.Module):
         """The loss of every decoder; each learns from the patches that annotate its organs."""
         with torch.autocast(device.split(":")[0], dtype=getattr(torch, rule.precision), enabled=rule.precision != "float32"):
             features = self.features(torch.stack([patch.image for patch in batch]).to(device))
-            supports = self._supports(features, rule.deep_supervision)
+            supports = self._supports(features)
             losses = {}
             for name, decoder in self.decoders.items():
                 rows = [i for i, patch in enumerate(batch) if name in patch.targets]
@@ -81,13 +81,13 @@ class Trainee(nn.Module):
                 losses[name] = deep_loss(logits, target, annotated, open_ended)
         return losses
 
-    def _supports(self, features: list[torch.Tensor], depth: int) -> dict[str, list[torch.Tensor]]:
-        """Logits of all supporters at their `depth` finest stages, without a graph."""
+    def _supports(self, features: list[torch.Tensor]) -> dict[str, list[torch.Tensor]]:
+        """Logits of all supporters at all their stages, without a graph."""
         names = {one.name for decoder in self.decoders.values() for one in decoder.spec.supporters}
         if not names or self.helpers is None:
             return {}
         with torch.no_grad():
-            return dict(self.helpers.logits(features, sorted(names), depth))
+            return dict(self.helpers.logits(features, sorted(names), len(features)))
 
 
 def _rows(level: torch.Tensor, rows: list[int]) -> torch.Tensor:

@@ -120,6 +120,8 @@ def slice_tensors(tensors: Mapping[str, torch.Tensor], keep: Keep) -> dict[str, 
         up = f"ups.{i}.weight"  # (inputs, outputs, x, y, z)
         joined = (*kept.up, *(tensors[up].shape[1] + channel for channel in kept.skip))
         sliced[up] = _picked(_picked(tensors[up], 0, below), 1, kept.up)
+        if (bias := f"ups.{i}.bias") in tensors:
+            sliced[bias] = _picked(tensors[bias], 0, kept.up)
         inputs: Indices = joined
         for j, outputs in enumerate(kept.convs):
             block = f"convs.{i}.{j}"

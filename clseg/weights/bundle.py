@@ -121,9 +121,17 @@ def _opened(bundle: Path) -> Iterator[zipfile.ZipFile]:
     """The archive; whatever `zipfile` has to say against it is an InputError."""
     if not bundle.is_file():
         raise UsageError(f"There is no bundle '{bundle}'.", tip="`clseg weights pack` makes one.")
+    with _zip_errors(bundle):
+        archive = zipfile.ZipFile(bundle)
+    with archive:
+        yield archive
+
+
+@contextmanager
+def _zip_errors(bundle: Path) -> Iterator[None]:
+    """Around what is read from the archive, and nothing else."""
     try:
-        with zipfile.ZipFile(bundle) as archive:
-            yield archive
+        yield
     except (zipfile.BadZipFile, EOFError, NotImplementedError, ValueError) as error:
         raise InputError(f"{bundle} is not a usable zip file: {error}.", tip=_TIP) from error
     except RuntimeError as error:  # zipfile's word for encrypted members
@@ -138,8 +146,9 @@ def _manifest_of(archive: zipfile.ZipFile, bundle: Path) -> Manifest:
     _refuse_odd(info, bundle)
     if info.file_size > MANIFEST_BYTES:
         raise InputError(f"The manifest in {bundle} has {info.file_size} bytes, expected at most {MANIFEST_BYTES}.", tip=_TIP)
-    with archive.open(info) as stream:
-        return Manifest.parse(stream.read(MANIFEST_BYTES), f"in {bundle}")
+    with _zip_errors(bundle), archive.open(info) as stream:
+        content = stream.read(MANIFEST_BYTES)
+    return Manifest.parse(content, f"in {bundle}")
 
 
 def _members(archive: zipfile.ZipFile, listing: Manifest, bundle: Path) -> dict[str, zipfile.ZipInfo]:
@@ -203,7 +212,7 @@ def _sweep(folder: Path) -> None:
 
 
 def _unpack(archive: zipfile.ZipFile, info: zipfile.ZipInfo, asset: Asset, to: Path, bundle: Path) -> Path:
-    with archive.open(info) as source, to.open("wb") as target:
+    with _zip_errors(bundle), archive.open(info) as source, to.open("wb") as target:
         got = _copied(source, target, asset.bytes)
     if got != asset.sha256:
         told = f"'{info.filename}' in {bundle} is damaged: expected sha256 {asset.sha256}, got {got}; nothing was added."
@@ -253,8 +262,11 @@ def _into_cache(asset: Asset, file: Path, home: Path) -> None:
     with cache.alone(to, to="be put into it"):
         if cache.fault_of(to, asset):
             part = to.with_name(f"{to.name}.{os.getpid()}-{os.urandom(4).hex()}.part")
-            shutil.copyfile(file, part)
-            os.replace(part, to)
+            try:
+                shutil.copyfile(file, part)
+                os.replace(part, to)
+            finally:
+                part.unlink(missing_ok=True)
 
 
 _TIP = "Expected is a file that `clseg weights pack` has written."

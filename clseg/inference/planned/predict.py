@@ -63,8 +63,7 @@ def predict(
 def _rows(image: torch.Tensor, plan: Plan, answers: Answers, step: float, advance: Callable[[int], None]) -> Iterator[Rows]:
     padded, offset = _pad(image, plan.patch)
     places = [starts(n, p, step) for n, p in zip(padded.shape, plan.patch, strict=True)]
-    single = all(len(axis) == 1 for axis in places)
-    sums = _Sums(answers, padded.shape, _weight(plan, single=single))
+    sums = _Sums(answers, padded.shape, torch.from_numpy(gaussian(plan.patch)))
     for first, following in zip(places[0], [*places[0][1:], padded.shape[0]], strict=True):
         for corner in product(places[1], places[2]):
             tile = padded[_window((first, *corner), plan.patch)]
@@ -95,12 +94,6 @@ class _Sums:
         self.sums = {name: _moved(sums, count, 1) for name, sums in self.sums.items()}
         self.weights = _moved(self.weights, count, 0)
         return means
-
-
-def _weight(plan: Plan, *, single: bool) -> torch.Tensor:
-    if single and not plan.weigh_one:
-        return torch.ones(plan.patch)
-    return torch.from_numpy(gaussian(plan.patch))
 
 
 def _window(corner: Sequence[int], size: Sequence[int]) -> tuple[slice, ...]:

@@ -83,8 +83,10 @@ def compose(
     scan: Volume, found: Sequence[tuple[Answer, LabelMap]], wanted: Sequence[Anatomy], catalogue: Catalogue
 ) -> dict[int, np.ndarray]:
     """Label maps of several answers → one uint16 map of catalogue ids per depth; see `clseg.inference.merge`, rules 3 and 4."""
-    canvas = Canvas(scan.shape, wanted, catalogue, scan.spacing)
-    ids = {anatomy.name: anatomy.id for anatomy in wanted}
+    held = {label for answer, _ in found for label in answer.labels}
+    mine = [anatomy for anatomy in wanted if anatomy.name in held]
+    canvas = Canvas(scan.shape, mine, catalogue, scan.spacing)
+    ids = {anatomy.name: anatomy.id for anatomy in mine}
     claims = []
     for answer, label_map in sorted(found, key=lambda one: one[0].name):
         table = np.array([0, *(ids.get(label, 0) for label in answer.labels)], np.uint16)

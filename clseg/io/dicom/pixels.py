@@ -94,7 +94,12 @@ def _mute() -> Iterator[None]:
     """ITK warns, and the JPEG libraries in GDCM write to the process's stderr, past Python; not while we decode."""
     import SimpleITK as sitk
 
-    before, stderr = sitk.ProcessObject.GetGlobalWarningDisplay(), os.dup(2)
+    before = sitk.ProcessObject.GetGlobalWarningDisplay()
+    try:
+        stderr = os.dup(2)
+    except OSError:  # closed: nobody is disturbed
+        yield
+        return
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
     try:
         with open(os.devnull, "wb") as nowhere:

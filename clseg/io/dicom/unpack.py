@@ -40,6 +40,9 @@ def unpacked(archive: Path) -> Iterator[Path]:
 
 
 def _refuse_bombs(members: list[zipfile.ZipInfo], archive: Path, folder: Path) -> None:
+    if odd := [member.filename for member in members if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)]:
+        told = f"The zip archive '{archive}' compresses '{odd[0]}' in a way that cannot be unpacked in bounded memory, expected stored or deflated files."
+        raise InputError(told, tip="Unpack it yourself and give the folder.")
     total = sum(member.file_size for member in members)
     limit = min(MOST_BYTES, max(ALWAYS_BYTES, BEST_RATIO * archive.stat().st_size), shutil.disk_usage(folder).free)
     if len(members) > MOST_FILES or total > limit:

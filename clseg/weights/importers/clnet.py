@@ -172,7 +172,6 @@ def plan_of(head: Head, plans: Plans) -> Plan:
         image=Resampling(order=3),
         answer=Resampling(order=1),
         averaged="probabilities",
-        weigh_one=False,
         room=plans.patch if head.patch else None,
         score_range=head.score_range,
     )

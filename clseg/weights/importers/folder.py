@@ -69,7 +69,10 @@ def _unpack(path: Path, folder: Path, wanted: Callable[[str], bool]) -> None:
 
 
 def _refuse_stray(path: Path, member: zipfile.ZipInfo) -> None:
-    """WeightsError for a member that is a link or whose name leaves the folder, on any system."""
+    """WeightsError for a member that is a link, whose name leaves the folder, on any system, or that is not simply deflated."""
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        told = f"The zip {path} compresses '{member.filename}' in a way that cannot be unpacked in bounded memory."
+        raise WeightsError(told, tip="Unpack it yourself and give the folder.")
     name = member.filename.replace("\\", "/")
     link = (member.external_attr >> 16) & 0o170000 == 0o120000
     if name.startswith("/") or ".." in name.split("/") or ":" in name or link:
