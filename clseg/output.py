@@ -9,6 +9,7 @@ from pathlib import Path
 from clseg.errors import UsageError
 
 ENDINGS = (".nii.gz", ".nii")
+OTHERS = (".nrrd", ".mha", ".mhd", ".dcm", ".gz", ".bz2", ".zip", ".png", ".json", ".csv", ".npy", ".npz")  # no folder is called so
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,8 @@ class Output:
         """`path` ending in .nii or .nii.gz names one label map, anything else a folder."""
         ending = next((e for e in ENDINGS if path.name.lower().endswith(e)), None)
         if ending is None:
+            if path.suffix.lower() in OTHERS and not path.is_dir():
+                raise UsageError(f"The output {path} looks like a file, but label maps are written as .nii.gz or .nii.", tip="For one mask per structure give a folder.")
             if path.is_file():
                 raise UsageError(f"The output {path} is a file, expected a folder or a name ending in .nii.gz.")
             return cls(path, path / "segmentation.nii.gz" if multilabel else None, "")

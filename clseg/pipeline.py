@@ -41,6 +41,7 @@ UPSIDE_DOWN = "The body seems to lie upside down: its parts come from head to fe
 Image = Any  # a path, Volume, nibabel or SimpleITK image, or (array, affine): what clseg.io.convert and clseg.io.files understand
 
 RESTORING = ("smooth", "nearest")
+MOST_THREADS = 1024  # far more let OpenMP die without a word
 
 __all__ = ["Segmentation", "segment"]
 
@@ -79,6 +80,8 @@ def segment(
     catalogue = Catalogue.builtin().with_structures(holders)
     wanted = catalogue.select([roi] if isinstance(roi, str) else roi, among=holders)
     check_spelling(device)
+    if not 0 <= threads <= MOST_THREADS:
+        raise UsageError(f"threads is {threads}, expected 0 (torch's choice) to {MOST_THREADS}.")
     if restore not in RESTORING:
         raise UsageError(f"Unknown way to restore '{restore}', expected {' or '.join(RESTORING)}.")
     assets = listing.assets_for(model, [a.name for a in wanted])

@@ -652,3 +652,34 @@ def test_demo_segments_a_scan_of_its_own(tmp_path):
     assert {"run.json", "statistics.json", "statistics.csv", "preview.png"} <= names(tmp_path / "demo" / "segmentation")
     assert "body" in result.stdout
     assert "Traceback" not in result.stderr
+
+
+def test_an_empty_path_is_not_the_present_folder(tmp_path, monkeypatch):
+    """`-o "$UNSET"` in a loop: exit 2, and nothing is written where the shell stands."""
+    monkeypatch.chdir(tmp_path)
+    for words in (("-i", "", "-o", "out"), ("-i", "ct.nii.gz", "-o", "")):
+        result = call(*words)
+        assert result.exit_code == 2
+        assert "it is empty" in " ".join(result.stderr.split())
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["out.nrrd", "out.MHA", "out.zip", "out.nii.bz2"])
+def test_a_file_name_of_another_format_is_no_folder(tmp_path, name):
+    """Label maps are NIfTI; a folder called so would surprise everybody."""
+    (tmp_path / "ct.nii.gz").write_bytes(b"anything")
+    assert "written as .nii.gz or .nii" in refused(2, "-i", tmp_path / "ct.nii.gz", "-o", tmp_path / name)
+    assert names(tmp_path) == {"ct.nii.gz"}
+
+
+def test_absurdly_many_threads_are_refused(tmp_path):
+    """OpenMP would die of them without a word."""
+    result = call("-i", "ct.nii.gz", "-o", tmp_path, "--threads", "100000")
+    assert result.exit_code == 2
+    assert "1024" in result.stderr
+
+
+def test_a_reader_that_has_seen_enough_is_no_failure():
+    """`clseg rois | head -1`: exit code 0."""
+    program = f"set -o pipefail; {' '.join(command('rois'))} | head -1 > /dev/null"
+    assert subprocess.run(["bash", "-c", program], cwd=ROOT, timeout=120).returncode == 0

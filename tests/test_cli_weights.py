@@ -15,12 +15,13 @@ from typer.testing import CliRunner
 
 from clseg.cli.app import app
 from clseg.cli.segment import without_secrets
+from clseg.errors import WeightsError
 from clseg.io.nifti import write_volume
 from clseg.manifest import FILE_NAME, Manifest
 from clseg.phantom import small_phantom
 from clseg.volume import Volume
 from clseg.weights import download as download_module
-from clseg.weights.cache import cached_path
+from clseg.weights.cache import cached_path, fetch, manifest
 from tests.conftest import TINY_LABELS, write_tiny_model
 from tests.weights_server import WeightsServer, serve
 
@@ -328,3 +329,24 @@ def test_publish_and_use_from_there(tiny_model, own_home: Path, ct: Path, tmp_pa
 def test_nothing_of_ones_own_to_publish(tmp_path: Path):
     """Without own models and without a name it is a wrong call."""
     assert call("weights", "publish", tmp_path / "www", "--base-url", "https://example.org").exit_code == 2
+
+
+def test_ones_own_file_that_is_gone_is_damage(tiny_model, own_home: Path):
+    """It cannot be fetched: verify names it and ends with 1; using the model says to import or add it again."""
+    tiny_model()
+    asset = next(one for one in manifest().listed("tiny") if one.kind == "decoder")
+    place = own_home / "tiny" / f"{asset.name}.safetensors"
+    place.unlink()
+    result = call("weights", "verify", "--model", "tiny")
+    assert result.exit_code == 1
+    assert place.name in result.output
+    with pytest.raises(WeightsError) as told:
+        fetch([asset])
+    assert "import or add its model again" in str(told.value.tip)
+
+
+def test_words_that_do_not_go_together():
+    """Names beside --model, and a folder where a bundle belongs: exit 2 with what would be right."""
+    assert "do not go together" in call("weights", "remove", "-m", "a", "b").stderr
+    told = call("weights", "add", Path(__file__).parent)
+    assert (told.exit_code, "is a folder" in told.stderr) == (2, True)

@@ -109,3 +109,10 @@ def test_what_unpacks_in_unbounded_memory_is_refused(tmp_path: Path) -> None:
             archive.writestr("x.json", b"1" * 1000)
         with pytest.raises(WeightsError, match="bounded memory"), opened(tmp_path / "odd.zip", is_json):
             pass
+
+
+@pytest.mark.parametrize("name", ["checkpoint_final.pth", "model_final_checkpoint.model"])
+def test_a_checkpoint_alone_is_told_from_a_zip_of_a_model(tmp_path: Path, name: str) -> None:
+    """Such files are zips themselves, and would otherwise be unpacked and found wanting."""
+    with pytest.raises(WeightsError, match="a checkpoint alone"), opened(zipped(tmp_path / name, {"data.pkl": b"1"}), is_json):
+        pass

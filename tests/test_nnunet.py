@@ -219,7 +219,7 @@ def test_a_renamed_folder_knows_its_configuration_from_the_checkpoint(tmp_path: 
 
 def test_nothing_and_the_wrong_file_name_are_told(tmp_path: Path) -> None:
     """An empty folder holds no model; a folder with checkpoint_best.pth alone says which file is missing, and takes it when named."""
-    with pytest.raises(WeightsError, match="no nnU-Net v2 model in"):
+    with pytest.raises(WeightsError, match="holds no nnU-Net v2 model"):
         find_trainings(tmp_path)
     write_model(tmp_path, name="checkpoint_best.pth")
     with pytest.raises(WeightsError, match=r"no fold_\*/checkpoint_final.pth"):

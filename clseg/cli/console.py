@@ -51,8 +51,12 @@ class Terminal:
         """A table on stdout; numbers are right-aligned."""
         from rich.console import Console
 
+        class Pipe(Console):
+            def on_broken_pipe(self) -> None:
+                raise BrokenPipeError  # `… | head` is no failure: see exit_codes
+
         plain = not sys.stdout.isatty()
-        Console(width=160 if plain else None, highlight=False).print(_table(title, header, rows))
+        Pipe(width=160 if plain else None, highlight=False).print(_table(title, header, rows))
 
     def aside(self, title: str, header: list[str], rows: list[list[str]]) -> None:
         """A table that is not the answer: on stderr, and not when quiet."""

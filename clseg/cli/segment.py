@@ -20,10 +20,17 @@ if TYPE_CHECKING:
     from clseg.weights.sources import Sources
 
 
+def given_path(text: str) -> Path:
+    """A path that was really given: an empty one, as from an unset variable of a shell, would mean the present folder."""
+    if not str(text).strip():
+        raise typer.BadParameter("it is empty; is a variable of your shell unset?")
+    return Path(text)
+
+
 def run(
     context: typer.Context,
-    input: Annotated[Path | None, typer.Option("-i", "--input", help="CT: NIfTI, NRRD, MetaImage, or DICOM (folder, zip, multi-frame file).", show_default=False)] = None,
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder for one mask per structure, or x.nii.gz for one label map.", show_default=False)] = None,
+    input: Annotated[Path | None, typer.Option("-i", "--input", parser=given_path, metavar="PATH", help="CT: NIfTI, NRRD, MetaImage, or DICOM (folder, zip, multi-frame file).", show_default=False)] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", parser=given_path, metavar="PATH", help="Folder for one mask per structure, or x.nii.gz for one label map.", show_default=False)] = None,
     roi: Annotated[list[str] | None, typer.Option("-r", "--roi", help="Groups and structures, e.g. chest or liver,spleen; may be repeated. Default: all.", show_default=False)] = None,
     series: Annotated[str | None, typer.Option("--series", help="Number or UID of the DICOM series, where there are several.", show_default=False)] = None,
     multilabel: Annotated[bool, typer.Option("--ml", help="One label map instead of one mask per structure.")] = False,
@@ -32,7 +39,7 @@ def run(
     model: Annotated[str, typer.Option("-m", "--model", help="Model to use; see `clseg rois`.")] = "starter",
     device: Annotated[str, typer.Option("-d", "--device", help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
     step: Annotated[float, typer.Option("--step", help="Distance between windows as a share of the window, 0.1 to 1.", min=0.1, max=1.0)] = 0.5,
-    threads: Annotated[int, typer.Option("--threads", help="CPU threads; 0 leaves the choice to torch.", min=0)] = 0,
+    threads: Annotated[int, typer.Option("--threads", help="CPU threads; 0 leaves the choice to torch.", min=0, max=1024)] = 0,
     restore: Annotated[str, typer.Option("--restore", help="Back to the scan's voxels with smooth borders, or by nearest neighbour: smooth or nearest.")] = "smooth",
     offline: Annotated[bool, typer.Option("--offline", help="Never open a network connection.")] = False,
     mirror: Mirror = None,

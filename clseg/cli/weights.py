@@ -85,7 +85,7 @@ def verify(model: Models = None, manifest: OtherManifest = None, allow_http: All
         if bad:
             tip = "Downloaded files: `clseg weights remove`, then `fetch`. Files of the package: install clseg again. Your own: bring them again."
             raise WeightsError(f"{len(bad)} of {len(good) + len(bad)} weight files are damaged.", tip=tip)
-        terminal.result(f"{len(good)} weight files are whole")
+        terminal.result(f"{len(good)} weight file{'s are' if len(good) != 1 else ' is'} whole")
 
 
 @app.command()
@@ -127,6 +127,8 @@ def remove(
     with exit_codes(terminal):
         from clseg.weights import stock
 
+        if model and assets:
+            raise UsageError(f"Names ({', '.join(assets)}) and --model do not go together.", tip="For several models repeat --model.")
         if everything + bool(model) + bool(assets) != 1 or (own and not model):
             raise UsageError("Say what to remove: names, --model or --all; --own goes with --model.", tip="`clseg weights list` shows what there is.")
         if own:

@@ -119,6 +119,8 @@ def _copied(source: IO[bytes], target: IO[bytes] | None, limit: int) -> str:
 @contextmanager
 def _opened(bundle: Path) -> Iterator[zipfile.ZipFile]:
     """The archive; whatever `zipfile` has to say against it is an InputError."""
+    if bundle.is_dir():
+        raise UsageError(f"{bundle} is a folder, expected the file that `clseg weights pack` wrote.", tip="An unpacked or published folder is used with --manifest FOLDER/weights_manifest.json.")
     if not bundle.is_file():
         raise UsageError(f"There is no bundle '{bundle}'.", tip="`clseg weights pack` makes one.")
     with _zip_errors(bundle):

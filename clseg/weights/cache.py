@@ -303,6 +303,8 @@ def _unavailable(one: _Search, failures: Iterable[str]) -> WeightsError:
     tip = f"Bring the file ({_identity(one.asset)}) as {one.cached}."
     if any(source.startswith("package:") for source in one.asset.sources):
         tip = f"{_TIP_PACKAGE} {tip}"
+    elif not one.remote:
+        tip = f"It is of your own weights and cannot be fetched: import or add its model again (`clseg weights remove --model NAME --own` first). {tip}"
     which = f"'{one.asset.name}' ({one.asset.file})"
     return WeightsError(f"No usable file of the weights {which}, nothing was loaded: {told}.", tip=tip)
 

@@ -99,8 +99,8 @@ def _place_of(source: str, path: Path) -> str:
 
 
 def _expected(asset: Asset, home: Path) -> list[Path]:
-    """The files of an asset that are here, and the one of the package even if it is not."""
-    return [path for path, place in _places(asset, home) if place == "package" or path.exists()]
+    """The files of an asset that are here, and those of the package and one's own, which cannot be fetched, even if they are not."""
+    return [path for path, place in _places(asset, home) if place in ("package", "own") or path.exists()]
 
 
 def _cached_files(home: Path) -> list[Path]:

@@ -27,6 +27,8 @@ def opened(path: Path, wanted: Callable[[str], bool]) -> Iterator[Path]:
         return
     if not path.is_file():
         raise WeightsError(f"There is nothing at {path}, expected a model's folder or a zip of one.")
+    if path.suffix in (".pth", ".pt", ".model", ".ckpt"):  # such files are zips, too
+        raise WeightsError(f"{path} is a checkpoint alone, expected the model's folder or a zip of it.", tip="Give the folder that also holds its plans.")
     if not zipfile.is_zipfile(path):
         raise WeightsError(f"{path} is a file but no zip, expected a model's folder or a zip of one.")
     with tempfile.TemporaryDirectory(prefix="clseg-import-") as folder:

@@ -93,7 +93,7 @@ def find_trainings(root: Path, *, folds: str = "all", checkpoint: str = FINAL, c
     kept = [one for one in found if configuration in ("", one.configuration)]
     if not kept:
         there = f" of the configuration '{configuration}', only of {', '.join(sorted({one.configuration for one in found}))}" if found else ""
-        raise WeightsError(f"There is no nnU-Net v2 model{there} in {root}, expected dataset.json, plans.json and fold_0/{checkpoint}.")
+        raise WeightsError(f"What was given holds no nnU-Net v2 model{there}, expected dataset.json, plans.json and fold_0/{checkpoint}.")
     return kept
 
 
