@@ -215,6 +215,15 @@ def test_a_short_scan_from_head_to_feet_keeps_falling() -> None:
     assert np.allclose(settle(falling, z, spec), falling, atol=1e-3)
 
 
+def test_a_long_scan_against_its_header_is_still_noticed_when_its_scores_are_noisy() -> None:
+    """Over 60 cm a correlation of about -0.7 is enough: the settled scores fall, and the warning comes."""
+    spec = BodypartSpec(widths=(4,), size=16, slope=SLOPE)
+    z = np.arange(0.0, 600.0, 3.0)
+    noisy = 0.9 - z / 880 + 0.35 * np.sin(z / 25)
+    assert -0.9 < head_first(noisy) < -0.5
+    assert upside_down(settle(noisy, z, spec))
+
+
 def test_a_plausible_curve_is_left_as_it_is() -> None:
     """Rising within the range everywhere, also where the range has no upper end."""
     line = 0.001 * np.arange(100.0) + 0.0002 * np.sin(np.arange(100.0))

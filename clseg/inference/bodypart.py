@@ -154,7 +154,7 @@ def settle(raw: np.ndarray, z_mm: np.ndarray, spec: BodypartSpec) -> np.ndarray:
         return raw.copy()
     step = float(z_mm[1] - z_mm[0])
     straight = straighten_ends(smooth(raw, spec.smooth_mm / step), step, spec.slope)
-    if np.ptp(raw) > CLEAR / 2 and head_first(raw) < FALLS:
+    if upside_down(raw) or (np.ptp(raw) > CLEAR / 2 and head_first(raw) < FALLS):
         return straight
     slowest = min(max(spec.slope[0], SLOWEST_PER_MM), spec.slope[1])
     return plausible(straight, step, (slowest, spec.slope[1]))
