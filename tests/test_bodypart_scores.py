@@ -219,7 +219,7 @@ def test_a_long_scan_against_its_header_is_still_noticed_when_its_scores_are_noi
     """Over 60 cm a correlation of about -0.7 is enough: the settled scores fall, and the warning comes."""
     spec = BodypartSpec(widths=(4,), size=16, slope=SLOPE)
     z = np.arange(0.0, 600.0, 3.0)
-    noisy = 0.9 - z / 880 + 0.35 * np.sin(z / 25)
+    noisy = 0.9 - z / 880 + 0.3 * np.sin(z / 25)
     assert -0.9 < head_first(noisy) < -0.5
     assert upside_down(settle(noisy, z, spec))
 

@@ -153,11 +153,11 @@ def settle(raw: np.ndarray, z_mm: np.ndarray, spec: BodypartSpec) -> np.ndarray:
     if len(raw) < 2:
         return raw.copy()
     step = float(z_mm[1] - z_mm[0])
-    straight = straighten_ends(smooth(raw, spec.smooth_mm / step), step, spec.slope)
+    smoothed = smooth(raw, spec.smooth_mm / step)
     if upside_down(raw) or (np.ptp(raw) > CLEAR / 2 and head_first(raw) < FALLS):
-        return straight
+        return smoothed
     slowest = min(max(spec.slope[0], SLOWEST_PER_MM), spec.slope[1])
-    return plausible(straight, step, (slowest, spec.slope[1]))
+    return plausible(straighten_ends(smoothed, step, spec.slope), step, (slowest, spec.slope[1]))
 
 
 def plausible(values: np.ndarray, step_mm: float, slope: tuple[float, float]) -> np.ndarray:
