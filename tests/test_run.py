@@ -61,6 +61,21 @@ def test_of_several_processes_the_first_holds_the_folder(tmp_path: Path) -> None
             pass
 
 
+def test_a_folder_in_which_nothing_was_begun_goes_again(tmp_path: Path) -> None:
+    """A refused call leaves no empty folder; one that was there, or in which something is, stays."""
+    with pytest.raises(TrainingError), alone(tmp_path / "new"):
+        raise TrainingError("refused")
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(TrainingError), alone(tmp_path / "begun"):
+        (tmp_path / "begun" / "recipe.json").write_text("{}")
+        raise TrainingError("stopped")
+    assert (tmp_path / "begun" / "recipe.json").is_file()
+    (tmp_path / "mine").mkdir()
+    with alone(tmp_path / "mine"):
+        pass
+    assert (tmp_path / "mine").is_dir()
+
+
 # ---- recipe.json ------------------------------------------------------------------------------------------------------
 
 

@@ -52,13 +52,21 @@ class Reports:
 
 @contextmanager
 def alone(run: Path, *, first: bool = True) -> Iterator[None]:
-    """One training at a time in a run's folder (of several processes of one training, the first holds the lock)."""
+    """One training at a time in a run's folder (of several processes of one training, the first holds the lock).
+
+    A folder in which nothing was begun, because the call was refused, goes again.
+    """
+    fresh = first and not run.exists()
     run.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(run / ".lock", timeout=0) if first else nullcontext():
             yield
     except Timeout as error:
         raise TrainingError(f"Another process is training in {run}.", tip="Choose another folder with --run.") from error
+    finally:
+        if fresh and {path.name for path in run.iterdir()} <= {".lock"}:
+            (run / ".lock").unlink(missing_ok=True)
+            run.rmdir()
 
 
 def note_recipe(recipe: Any, run: Path, *, resume: bool, weights: Mapping[str, str] | None = None) -> None:
