@@ -31,9 +31,9 @@ def watched(scan: Volume, model: str = "starter") -> tuple[Segmentation, Kept]:
     kept: Kept = []
     real = restoring.restore
 
-    def restore(layer: Layer, placement: Placement, like: Volume, *rest: object) -> np.ndarray:
+    def restore(layer: Layer, placement: Placement, like: Volume, *, smooth: bool = True) -> np.ndarray:
         kept.append((layer, placement))
-        return real(layer, placement, like, *rest)
+        return real(layer, placement, like, smooth=smooth)
 
     restoring.restore = restore
     try:
