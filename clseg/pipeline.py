@@ -15,7 +15,7 @@ import numpy as np
 import clseg
 from clseg.catalogue import Anatomy, Catalogue
 from clseg.errors import UsageError
-from clseg.inference.device import check_spelling
+from clseg.inference.device import check_spelling, check_threads
 from clseg.io.check import check
 from clseg.io.convert import to_volume
 from clseg.io.files import read, sha256_of
@@ -41,7 +41,6 @@ UPSIDE_DOWN = "The body seems to lie upside down: its parts come from head to fe
 Image = Any  # a path, Volume, nibabel or SimpleITK image, or (array, affine): what clseg.io.convert and clseg.io.files understand
 
 RESTORING = ("smooth", "nearest")
-MOST_THREADS = 1024  # far more let OpenMP die without a word
 
 __all__ = ["Segmentation", "segment"]
 
@@ -80,8 +79,7 @@ def segment(
     catalogue = Catalogue.builtin().with_structures(holders)
     wanted = catalogue.select([roi] if isinstance(roi, str) else roi, among=holders)
     check_spelling(device)
-    if not 0 <= threads <= MOST_THREADS:
-        raise UsageError(f"threads is {threads}, expected 0 (torch's choice) to {MOST_THREADS}.")
+    check_threads(threads)
     if restore not in RESTORING:
         raise UsageError(f"Unknown way to restore '{restore}', expected {' or '.join(RESTORING)}.")
     assets = listing.assets_for(model, [a.name for a in wanted])

@@ -413,8 +413,8 @@ def test_the_schema_and_the_program_refuse_the_same(changes: dict):
 def test_the_schema_and_the_program_take_the_same(sound: dict):
     """Good lists are good by both, the builtin one among them."""
     jsonschema = pytest.importorskip("jsonschema")
-    Manifest.from_dict(sound)
-    jsonschema.validate(sound, SCHEMA)
+    assert Manifest.from_dict(sound).to_dict()["models"].keys() == sound["models"].keys()
+    assert list(jsonschema.Draft202012Validator(SCHEMA).iter_errors(sound)) == []
 
 
 def test_closing_brings_what_is_required(torso: Manifest):

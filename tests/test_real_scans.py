@@ -52,6 +52,7 @@ def test_masks_lie_on_the_grid_of_the_file(ct, found, tmp_path):
     """Shape, affine, qform, sform and their codes are those of the file that was read."""
     found.save(tmp_path)
     scan = nib.load(ct)
+    assert found.present
     for anatomy in found.present:
         mask = nib.load(tmp_path / f"{anatomy.name}.nii.gz")
         assert mask.shape == scan.shape

@@ -13,6 +13,7 @@ import typer
 from clseg.cli.console import Terminal, exit_codes
 from clseg.cli.sources import AllowHttp, Mirror, OtherManifest, sources_of
 from clseg.errors import UsageError
+from clseg.inference.device import MOST_THREADS
 from clseg.output import Output
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def run(
     model: Annotated[str, typer.Option("-m", "--model", help="Model to use; see `clseg rois`.")] = "starter",
     device: Annotated[str, typer.Option("-d", "--device", help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
     step: Annotated[float, typer.Option("--step", help="Distance between windows as a share of the window, 0.1 to 1.", min=0.1, max=1.0)] = 0.5,
-    threads: Annotated[int, typer.Option("--threads", help="CPU threads; 0 leaves the choice to torch.", min=0, max=1024)] = 0,
+    threads: Annotated[int, typer.Option("--threads", help="CPU threads; 0 leaves the choice to torch.", min=0, max=MOST_THREADS)] = 0,
     restore: Annotated[str, typer.Option("--restore", help="Back to the scan's voxels with smooth borders, or by nearest neighbour: smooth or nearest.")] = "smooth",
     offline: Annotated[bool, typer.Option("--offline", help="Never open a network connection.")] = False,
     mirror: Mirror = None,

@@ -13,7 +13,7 @@ POINT: Triple = (1, 1, 1)
 class PointConv(nn.Conv3d):
     """A 1×1×1 convolution as the matrix product that it is: (batch, inputs, x, y, z) → (batch, outputs, x, y, z).
 
-    Weights, names and result are those of `nn.Conv3d`; on a CPU it is 5 to 50 times as
+    Weights, names and result are those of `nn.Conv3d`; on a CPU it is 4 to 20 times as
     fast with the few channels of a decoder (`benchmarks/convolution.py`).
     """
 
@@ -30,7 +30,7 @@ class PointConv(nn.Conv3d):
 class Conv(nn.Conv3d):
     """`nn.Conv3d`; without a gradient on a CPU it goes to oneDNN whatever the size of its input.
 
-    Left to itself torch takes single windows with few channels to a path that is up to ten
+    Left to itself torch takes single windows with few channels to a path that is up to six
     times as slow (`benchmarks/convolution.py`).
     """
 

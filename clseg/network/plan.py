@@ -128,24 +128,23 @@ class Plan:
 
 def plan_from_dict(data: Any) -> Plan:
     """The plan that `clseg.network.spec.to_dict` wrote; WeightsError when a field is missing, unknown or makes no sense."""
-    fields = _exactly(Plan, data)
     nested = {"scheme": Scheme, "image": Resampling, "answer": Resampling}
-    built = {name: kind(**_exactly(kind, fields[name])) for name, kind in nested.items()}
     try:
-        return Plan(**{**fields, **built})
+        fields = exactly(Plan, data)
+        return Plan(**{**fields, **{name: kind(**exactly(kind, fields[name])) for name, kind in nested.items()}})
     except TypeError as error:
         raise WeightsError(f"The plan is not usable: {error}.") from error
 
 
-def _exactly(kind: type, data: Any) -> dict[str, Any]:
-    """`data` with its lists as tuples; WeightsError unless it has just the fields of the dataclass `kind`.
+def exactly(kind: type, data: Any) -> dict[str, Any]:
+    """`data` with its lists as tuples; TypeError unless it has just the fields of the dataclass `kind`.
 
     Fields that were added later (see `clseg.network.spec`) may be missing.
     """
-    names = [field.name for field in dataclasses.fields(kind)]
-    later = {field.name for field in dataclasses.fields(kind) if "later" in field.metadata}
-    if not isinstance(data, dict) or not set(names) - later <= set(data) <= set(names):
-        raise WeightsError(f"A {kind.__name__.lower()} in a plan has the fields {', '.join(names)}, given {data!r}.")
+    fields = dataclasses.fields(kind)
+    names, later = {f.name for f in fields}, {f.name for f in fields if "later" in f.metadata}
+    if not isinstance(data, dict) or not names - later <= set(data) <= names:
+        raise TypeError(f"{kind.__name__} has the fields {', '.join(sorted(names))}, given {data!r}")
     return {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from clseg.errors import WeightsError
-from clseg.network.plan import SCHEMES, Plan, plan_from_dict
+from clseg.network.plan import SCHEMES, Plan, exactly, plan_from_dict
 
 Triple = tuple[int, int, int]
 
@@ -235,9 +235,9 @@ def to_dict(spec: Any) -> Any:
 def encoder_from_dict(data: dict[str, Any]) -> EncoderSpec:
     """Inverse of `to_dict` for an encoder; raises WeightsError when a field is missing or unknown."""
     try:
-        fields = _exactly(EncoderSpec, data)
-        levels = tuple(Level(**_exactly(Level, v)) for v in fields["levels"])
-        grid, intensity = Grid(**_exactly(Grid, fields["grid"])), Intensity(**_exactly(Intensity, fields["intensity"]))
+        fields = exactly(EncoderSpec, data)
+        levels = tuple(Level(**exactly(Level, v)) for v in fields["levels"])
+        grid, intensity = Grid(**exactly(Grid, fields["grid"])), Intensity(**exactly(Intensity, fields["intensity"]))
         return EncoderSpec(**{**fields, "levels": levels, "grid": grid, "intensity": intensity})
     except TypeError as error:
         raise WeightsError(f"The encoder's spec is not usable: {error}.") from error
@@ -246,19 +246,10 @@ def encoder_from_dict(data: dict[str, Any]) -> EncoderSpec:
 def decoder_from_dict(data: dict[str, Any]) -> DecoderSpec:
     """Inverse of `to_dict` for a decoder; raises WeightsError when a field is missing or unknown."""
     try:
-        fields = _exactly(DecoderSpec, data)
-        stages = tuple(Stage(**_exactly(Stage, v)) for v in fields["stages"])
-        supporters = tuple(Supporter(**_exactly(Supporter, v)) for v in fields.get("supporters", ()))
+        fields = exactly(DecoderSpec, data)
+        stages = tuple(Stage(**exactly(Stage, v)) for v in fields["stages"])
+        supporters = tuple(Supporter(**exactly(Supporter, v)) for v in fields.get("supporters", ()))
         plan = plan_from_dict(fields["plan"]) if fields.get("plan") is not None else None
         return DecoderSpec(**{**fields, "stages": stages, "supporters": supporters, "plan": plan})
     except TypeError as error:
         raise WeightsError(f"The decoder's spec is not usable: {error}.") from error
-
-
-def _exactly(kind: type, data: Any) -> dict[str, Any]:
-    """`data` with its lists as tuples; TypeError unless it has just the fields of the dataclass `kind`."""
-    fields = dataclasses.fields(kind)
-    names, later = {f.name for f in fields}, {f.name for f in fields if "later" in f.metadata}
-    if not isinstance(data, dict) or not names - later <= set(data) <= names:
-        raise TypeError(f"{kind.__name__} has the fields {', '.join(sorted(names))}, given {data!r}")
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}

@@ -14,7 +14,7 @@ def upsampled(x: torch.Tensor, size: Shape) -> torch.Tensor:
     """`x` (batch, channels, x, y, z) on the concentric lattice of `size` voxels, which covers the same box.
 
     The same as `interpolate(mode="trilinear")` for sizes that are larger; three matrix
-    products are five times as fast on a CPU.  Computed in the precision of `x`.
+    products are about four times as fast on a CPU (`benchmarks/convolution.py`).  Computed in the precision of `x`.
     """
     if tuple(x.shape[2:]) == tuple(size):
         return x

@@ -14,7 +14,6 @@ Up to four assets are downloaded at once, after a look whether the disk has room
 
 from __future__ import annotations
 
-import hashlib
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -32,7 +31,7 @@ from clseg.environment import environment
 from clseg.errors import OfflineError, WeightsError
 from clseg.manifest import FILE_NAME, Asset, Manifest, source_problem, url_problem
 from clseg.progress import SILENT, Advance, Progress
-from clseg.weights.download import arrived, download, shown
+from clseg.weights.download import arrived, digest_of, download, shown
 from clseg.weights.sources import Sources, read_listing, refuse_installation
 from clseg.weights.together import Stopped, together
 
@@ -316,11 +315,7 @@ def _identity(asset: Asset) -> str:
 @lru_cache(maxsize=4096)
 def _sha256(path: Path, size: int, mtime_ns: int, ctime_ns: int, inode: int) -> str:
     """The file's sha256; all but `path` are there so that a touched file is hashed again."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+    return digest_of(path).hexdigest()
 
 
 _WHY_DAMAGED = "A full disk, a failing disk, a virus scanner or a copy that broke off may be the reason."

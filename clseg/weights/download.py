@@ -175,7 +175,7 @@ def _attempt(session: Session, transfer: _Transfer) -> None:
     if _bytes_of(part) > transfer.bytes:
         part.unlink()
     have = _bytes_of(part)
-    digest = _append(session, transfer) if have < transfer.bytes else _sha256_of(part).hexdigest()
+    digest = _append(session, transfer) if have < transfer.bytes else digest_of(part).hexdigest()
     if digest == transfer.sha256:
         return
     part.unlink()
@@ -195,7 +195,7 @@ def _append(session: Session, transfer: _Transfer) -> str:
         done = _first_byte(response, transfer)
         with transfer.part.open("ab") as file:
             file.truncate(done)
-            digest = _sha256_of(transfer.part)
+            digest = digest_of(transfer.part)
             for piece in _pieces(response):
                 done += len(piece)
                 if done > transfer.bytes:
@@ -351,7 +351,7 @@ def _bytes_of(path: Path) -> int:
         return 0
 
 
-def _sha256_of(path: Path) -> hashlib._Hash:
+def digest_of(path: Path) -> hashlib._Hash:
     """The running sha256 of the bytes so far."""
     digest = hashlib.sha256()
     with path.open("rb") as file:

@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import shutil
 from collections.abc import Iterable
@@ -19,6 +18,7 @@ from clseg.environment import environment
 from clseg.errors import WeightsError
 from clseg.manifest import Asset
 from clseg.weights import cache
+from clseg.weights.download import digest_of
 
 _CACHED = re.compile(r"([0-9a-f]{16})-.*(?<!\.part)(?<!\.lock)")
 
@@ -52,7 +52,7 @@ def holdings(assets: Iterable[Asset], *, home: Path | None = None) -> list[Holdi
 def verify(assets: Iterable[Asset], *, home: Path | None = None) -> tuple[list[Path], list[Damage]]:
     """Hash every file that is here: those of the assets, and whatever else lies in the cache; the good and the bad ones.
 
-    A file of the package that should be there and is not is damage, too.
+    A file of the package or of the user's own that should be there and is not is damage, too.
     """
     home = home or environment().home
     faults = {path: cache.fault_of(path, asset) for asset in assets for path in _expected(asset, home)}
@@ -113,15 +113,11 @@ def _files(folder: Path) -> list[Path]:
 
 def _fault_by_name(path: Path) -> str | None:
     """What is wrong with a cached file that no manifest lists: its name begins with the digits of its sha256."""
-    digest = hashlib.sha256()
     try:
-        with path.open("rb") as file:
-            while piece := file.read(1 << 20):
-                digest.update(piece)
+        got = digest_of(path).hexdigest()
     except OSError as error:
         return f"cannot be read ({error.strerror})"
     digits = path.name[:16]
-    got = digest.hexdigest()
     return None if got.startswith(digits) else f"has sha256 {got}, expected one that begins with {digits}"
 
 

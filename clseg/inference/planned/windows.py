@@ -1,4 +1,7 @@
-"""Windows of the planned path: as far apart as nnU-Net and CL-Net place them, with their Gaussian."""
+"""Windows of the planned path: as far apart as nnU-Net and CL-Net place them, with their Gaussian.
+
+Not those of `clseg.inference.window`: these round and weigh as the other programs do, to the last voxel.
+"""
 
 from __future__ import annotations
 
