@@ -15,9 +15,9 @@ from clseg.catalogue import Anatomy
 from clseg.errors import OutputError, UnknownName
 from clseg.io.files import check_writable, prepare_folder, write_csv, write_json
 from clseg.io.nifti import write_mask, write_structure
+from clseg.io.segments import Segments
 from clseg.measure import Statistics, measure, to_json, to_rows
 from clseg.output import Output
-from clseg.spatial.regions import Region, regions
 from clseg.stopwatch import Stopwatch
 from clseg.volume import Volume
 
@@ -47,10 +47,7 @@ class Segmentation:
     @cached_property
     def labels(self) -> Volume:
         """One label map on the scan's grid; where structures overlap the part hides the whole."""
-        flat = np.zeros(self.scan.shape, np.uint16, order="F")
-        for layer in self.layers:
-            np.copyto(flat, layer, where=layer > 0)
-        return self.scan.like(flat)
+        return self.scan.like(self.segments.flat())
 
     def mask(self, name: str) -> np.ndarray:
         """Boolean mask of one structure, shape of the scan; UnknownName when it was not asked for."""
@@ -58,21 +55,17 @@ class Segmentation:
             from difflib import get_close_matches
 
             raise UnknownName("structure in this result", name, tuple(get_close_matches(name, self.names, 3)))
-        id, found = self.names[name], np.zeros(self.scan.shape, bool, order="F")
-        for layer, there in zip(self.layers, self._regions, strict=True):
-            if id in there:
-                found[there[id].box] |= layer[there[id].box] == id
-        return found
+        return self.segments.mask(next(a for a in self.wanted if a.name == name))
 
-    @cached_property
+    @property
     def present(self) -> tuple[Anatomy, ...]:
         """The structures that have at least one voxel."""
-        return tuple(a for a in self.wanted if any(a.id in there for there in self._regions))
+        return self.segments.present
 
     @cached_property
-    def _regions(self) -> tuple[dict[int, Region], ...]:
-        """Where every id lies in every layer."""
-        return tuple(regions(layer) for layer in self.layers)
+    def segments(self) -> Segments:
+        """What writers of files need to know."""
+        return Segments(self.scan, self.layers, self.wanted)
 
     def statistics(self) -> dict[str, Statistics]:
         """Volume, HU, place and completeness of every wanted structure; see `clseg.measure`."""
@@ -126,9 +119,10 @@ class Segmentation:
 
     def _save_structure(self, file: Path, anatomy: Anatomy) -> None:
         """One mask, straight from the only layer that holds the structure."""
-        holding = [(layer, there[anatomy.id].box) for layer, there in zip(self.layers, self._regions, strict=True) if anatomy.id in there]
+        holding = list(self.segments.pieces(anatomy))
         if len(holding) == 1:
-            write_structure(file, holding[0][0], anatomy.id, holding[0][1], self.scan)
+            layer, box = holding[0]
+            write_structure(file, layer, anatomy.id, box, self.scan)
         else:
             write_mask(file, self.mask(anatomy.name), self.scan)
 
@@ -154,7 +148,7 @@ class Segmentation:
             masks = size * (1 if max(self.names.values(), default=0) < 256 else 2)
         else:
             files = 1 if place.multilabel else len(self.present)
-            masks = files * size // 900 + sum(one.voxels for there in self._regions for one in there.values()) // 4
+            masks = files * size // 900 + sum(one.voxels for there in self.segments.regions for one in there.values()) // 4
         return 2_000_000 + masks  # the reports have room in two megabytes
 
     def _run(self, files: Sequence[Path], watch: Stopwatch) -> dict[str, Any]:
