@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-import clseg.inference.restore as restoring
+import clseg.inference.infer as inferring
 from clseg import Segmentation, Volume, segment
 from clseg.inference.merge import Layer
 from clseg.inference.prepare import Placement
@@ -29,17 +29,17 @@ Kept = list[tuple[Layer, Placement]]
 def watched(scan: Volume, model: str = "starter") -> tuple[Segmentation, Kept]:
     """The result, and the layers on the model's grid from which it was restored."""
     kept: Kept = []
-    real = restoring.restore
+    real = inferring.restore
 
     def restore(layer: Layer, placement: Placement, like: Volume, *, smooth: bool = True) -> np.ndarray:
         kept.append((layer, placement))
         return real(layer, placement, like, smooth=smooth)
 
-    restoring.restore = restore
+    inferring.restore = restore
     try:
         return segment(scan, model=model, offline=True), kept
     finally:
-        restoring.restore = real
+        inferring.restore = real
 
 
 def copied(scan: Volume, factor: Sequence[float]) -> Volume:
@@ -59,7 +59,7 @@ def agreement(scan: Volume, copy: Volume, model: str = "starter") -> dict[str, f
     """Dice per structure between the copy's masks and the original's result on the copy's voxels."""
     first, kept = watched(scan, model)
     second, there = watched(copy, model)
-    maps = [restoring.restore(layer, placement, copy) for (layer, _), (_, placement) in zip(kept, there, strict=True)]
+    maps = [inferring.restore(layer, placement, copy) for (layer, _), (_, placement) in zip(kept, there, strict=True)]
     found = {}
     for anatomy in first.present:
         mask = np.any([ids == anatomy.id for ids in maps], axis=0)

@@ -12,13 +12,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Segmentation", "Volume", "__version__", "segment"]
+__all__ = ["Segmentation", "Segmenter", "Settings", "Volume", "__version__", "segment"]
 
 if TYPE_CHECKING:
-    from clseg.pipeline import Segmentation, segment
+    from clseg.pipeline import Segmentation, Segmenter, segment
+    from clseg.settings import Settings
     from clseg.volume import Volume
 
-_HOME = {"segment": "clseg.pipeline", "Segmentation": "clseg.pipeline", "Volume": "clseg.volume"}
+_HOME = {
+    "segment": "clseg.pipeline",
+    "Segmenter": "clseg.pipeline",
+    "Segmentation": "clseg.segmentation",
+    "Settings": "clseg.settings",
+    "Volume": "clseg.volume",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -280,9 +280,9 @@ def test_results_are_replaced_unless_forbidden(tiny, ct, tmp_path):
 @pytest.fixture
 def never_loads(monkeypatch):
     """Refusals come before anything heavy: loading weights is a failure."""
-    from clseg import pipeline
+    from clseg import Segmenter
 
-    monkeypatch.setattr(pipeline, "_load", lambda *_: pytest.fail("weights were loaded"))
+    monkeypatch.setattr(Segmenter, "_load", lambda *_: pytest.fail("weights were loaded"))
 
 
 def refused(code: int, *words: object) -> str:
@@ -468,12 +468,12 @@ def test_the_environment_may_be_wrong_too(monkeypatch, ct, tmp_path):
 
 def test_a_fault_nobody_foresaw_is_one_sentence(tiny, ct, tmp_path, monkeypatch):
     """A defect of the program ends with exit 1 and without a traceback; -v shows where it was."""
-    from clseg import pipeline
+    from clseg.inference import infer
 
     def broken(*_: object) -> None:
         raise ZeroDivisionError("nobody thought of [this]")
 
-    monkeypatch.setattr(pipeline, "_infer", broken)
+    monkeypatch.setattr(infer, "infer", broken)
     words = ["-i", ct, "-o", tmp_path / "out", "-m", "tiny"]
     result = call(*words)
     assert result.exit_code == 1
@@ -485,12 +485,12 @@ def test_a_fault_nobody_foresaw_is_one_sentence(tiny, ct, tmp_path, monkeypatch)
 
 def test_too_little_memory_is_one_sentence(tiny, ct, tmp_path, monkeypatch):
     """A MemoryError is no defect of the program."""
-    from clseg import pipeline
+    from clseg.inference import infer
 
     def broken(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(pipeline, "_infer", broken)
+    monkeypatch.setattr(infer, "infer", broken)
     assert "memory" in refused(1, "-i", ct, "-o", tmp_path / "out", "-m", "tiny")
 
 

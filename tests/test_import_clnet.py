@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from clseg import pipeline
 from clseg.cli.app import app
+from clseg.inference import infer
 from clseg.inference.bodypart import score_scan
 from clseg.inference.engine import Engine
 from clseg.inference.parts import load_parts
@@ -133,7 +134,7 @@ def test_a_call_that_is_wrong_is_told_so(release: Path, tmp_path: Path) -> None:
 def test_heads_out_of_range_are_reported_and_do_not_run(release: Path, ct: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Scores around 35: the trunk (18 to 52) is looked for, eyes and lens (above 88) are out of range."""
     call("weights", "import", "clnet", release, "-n", "theirs", "-q")
-    monkeypatch.setattr(pipeline, "_slice_scores", lambda scan, parts, report: np.linspace(30, 40, scan.shape[2]))
+    monkeypatch.setattr(infer, "slice_scores", lambda scan, parts, report: np.linspace(30, 40, scan.shape[2]))
     result = pipeline.segment(ct, model="theirs", device="cpu")
     assert result.out_of_range == {"eye_left", "eye_right", "Lens"}
     assert not any(result.mask(name).any() for name in result.out_of_range)
@@ -146,8 +147,8 @@ def test_scores_come_from_the_regressor_that_was_imported_along(release: Path) -
     scan, _ = small_phantom()
     assets = manifest().assets_for("theirs", ["liver"])
     parts = load_parts(assets, fetch(assets), {"theirs-Trunk"})
-    assert np.allclose(pipeline._slice_scores(scan, parts, SILENT), score_scan(scan, parts.scorer).values / 0.88 * 100)
-    assert pipeline._slice_scores(scan, replace(parts, scorer=None), SILENT) is None
+    assert np.allclose(infer.slice_scores(scan, parts, SILENT), score_scan(scan, parts.scorer).values / 0.88 * 100)
+    assert infer.slice_scores(scan, replace(parts, scorer=None), SILENT) is None
     bare = manifest().assets_for("bare", ["liver"])
     assert load_parts(bare, fetch(bare), {"bare-Trunk"}).scorer is None
 

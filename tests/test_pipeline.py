@@ -108,12 +108,13 @@ def test_finer_and_coarser_scans_get_masks_on_their_own_grid(tiny, spacing):
     assert result.present
 
 
-def body_by_threshold(scan, parts, wanted, catalogue, *_):
+def body_by_threshold(scan, parts, task):
     """In place of the network: the body is what is denser than -300 HU, as a soft layer on the model's grid, restored."""
     from clseg.inference.merge import Layer
     from clseg.inference.prepare import onto_grid, place
     from clseg.inference.restore import restore
 
+    catalogue = task.catalogue
     oriented, placement = place(scan, parts.grid)
     sure = 1 / (1 + np.exp(-(onto_grid(oriented.array, placement).numpy() + 300) / 150))
     labels = np.where(sure > 0.5, catalogue["body"].id, 0).astype(np.uint16)
@@ -126,9 +127,9 @@ def body_by_threshold(scan, parts, wanted, catalogue, *_):
 @pytest.mark.parametrize("code", ["RAS", "LPI", "SAR"])
 def test_a_sheared_scan_gets_a_warning_and_masks_on_its_own_grid(tiny, scan, code, tilt, monkeypatch):
     """A tilted gantry, stored in any order: told in one sentence, and the body comes back where it is on the tilted grid."""
-    from clseg import pipeline
+    from clseg.inference import infer
 
-    monkeypatch.setattr(pipeline, "_infer", body_by_threshold)
+    monkeypatch.setattr(infer, "infer", body_by_threshold)
     affine = scan.affine.copy()
     affine[1, 2] = tilt * scan.spacing[2]
     sheared = to_orientation(Volume(scan.array, affine), code)
@@ -162,6 +163,21 @@ def test_two_runs_give_the_same_bytes(tiny, scan, tmp_path):
     assert "statistics.json" in files
     for name in files:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+
+
+def test_one_segmenter_gives_for_every_scan_what_a_fresh_call_gives(tiny, scan, monkeypatch):
+    """Two scans in turn: weights are loaded once, and the masks are those of `segment`."""
+    from clseg import Segmenter
+
+    other = Volume(scan.array[:, :, :12], scan.affine)
+    expected = [segment(one, "lungs", model="tiny").labels.array for one in (scan, other)]
+    loads, load = [], Segmenter._load
+    monkeypatch.setattr(Segmenter, "_load", lambda self, files: loads.append(1) or load(self, files))
+    segmenter = Segmenter("lungs", model="tiny")
+    assert not loads
+    for one, labels in zip((scan, other), expected, strict=True):
+        np.testing.assert_array_equal(segmenter(one).labels.array, labels)
+    assert len(loads) == 1
 
 
 def test_a_path_and_its_volume_give_the_same(tiny, scan, tmp_path):
@@ -202,8 +218,7 @@ def test_byte_order_does_not_matter(tiny, scan, kind):
 @pytest.mark.parametrize("pathological", [True, False, "yes", None])
 def test_the_card_of_a_decoder_says_that_it_knows_pathological_cases(tiny_model, scan, monkeypatch, pathological):
     """Only `"pathological": true` does; the canvas hears of it."""
-    from clseg import pipeline
-    from clseg.inference import merge
+    from clseg.inference import infer, merge
     from clseg.network import checkpoint
 
     tiny_model()
@@ -221,8 +236,8 @@ def test_the_card_of_a_decoder_says_that_it_knows_pathological_cases(tiny_model,
             super().__post_init__()
 
     monkeypatch.setattr(checkpoint, "read_header", with_card)
-    monkeypatch.setattr(merge, "Canvas", Canvas)
-    pipeline.segment(scan, roi="lungs", model="tiny")
+    monkeypatch.setattr(infer, "Canvas", Canvas)
+    segment(scan, roi="lungs", model="tiny")
     assert heard == [frozenset({"tiny-lungs"}) if pathological is True else frozenset()]
 
 
@@ -270,9 +285,9 @@ def test_the_facts_say_what_was_used(tiny, scan):
 
 def test_decoders_out_of_range_are_reported(tiny, scan, monkeypatch):
     """Structures whose decoders had no slice are out of range, not absent."""
-    from clseg.inference import extent
+    from clseg.inference import infer
 
-    monkeypatch.setattr(extent, "extents", lambda network, slices, scores: {n: None if "abdomen" in n else (0, slices) for n in network.decoders})
+    monkeypatch.setattr(infer, "extents", lambda network, slices, scores: {n: None if "abdomen" in n else (0, slices) for n in network.decoders})
     result = segment(scan, model="tiny")
     assert result.out_of_range == {"liver", "spleen"}
     assert result.statistics()["liver"].status == "out_of_range"
@@ -280,9 +295,9 @@ def test_decoders_out_of_range_are_reported(tiny, scan, monkeypatch):
 
 def test_nothing_in_range_is_an_empty_result(tiny, scan, monkeypatch):
     """No decoder ran; everything is out of range, and nothing breaks."""
-    from clseg.inference import extent
+    from clseg.inference import infer
 
-    monkeypatch.setattr(extent, "extents", lambda network, slices, scores: dict.fromkeys(network.decoders))
+    monkeypatch.setattr(infer, "extents", lambda network, slices, scores: dict.fromkeys(network.decoders))
     result = segment(scan, model="tiny")
     assert not result.labels.array.any()
     assert result.out_of_range == set(result.names)
@@ -315,9 +330,9 @@ def test_a_missing_image_is_a_usage_error(tiny):
 @pytest.mark.parametrize("values", [(0, 255), (0.0, 1.0), (0, 2000)])
 def test_what_is_not_hu_is_refused_before_weights_are_loaded(tiny, values, monkeypatch):
     """8-bit pictures, normalised values and MR are no CT; torch never sees them."""
-    from clseg import pipeline
+    from clseg import Segmenter
 
-    monkeypatch.setattr(pipeline, "_load", lambda *_: pytest.fail("weights were loaded"))
+    monkeypatch.setattr(Segmenter, "_load", lambda *_: pytest.fail("weights were loaded"))
     array = np.random.default_rng(0).uniform(*values, (20, 20, 20)).astype(np.float32)
     with pytest.raises(InputError, match="not Hounsfield units"):
         segment(Volume(array), model="tiny")
@@ -396,15 +411,14 @@ def test_a_scan_against_its_header_is_told(monkeypatch):
     """When the body-part scores run from head to feet the user hears that organs may be missed; otherwise nothing is said."""
     from types import SimpleNamespace
 
-    from clseg import pipeline
-    from clseg.inference import bodypart
+    from clseg.inference import infer
 
     model = SimpleNamespace(slices={"lungs": (0.3, 0.7)})
     parts, placement = SimpleNamespace(models=(model,), scorer=object()), SimpleNamespace(shape=(4, 4, 50), spacing=(3.0,) * 3, orientation="RAS")
     for ends, warned in (((0.9, 0.2), 1), ((0.2, 0.9), 0)):
         told = Told()
-        monkeypatch.setattr(bodypart, "score_grid", lambda *_, ends=ends: np.linspace(*ends, 50))
-        assert pipeline._reach(parts, None, placement, told)["lungs"] is not None
+        monkeypatch.setattr(infer, "score_grid", lambda *_, ends=ends: np.linspace(*ends, 50))
+        assert infer.slices_in_reach(parts, None, placement, told)["lungs"] is not None
         assert len([text for text in told.warnings if "upside down" in text]) == warned
 
 
@@ -413,18 +427,16 @@ def test_a_scan_against_its_header_is_told(monkeypatch):
 
 def test_what_decoders_with_a_plan_found_stays_and_ours_take_what_is_free(monkeypatch) -> None:
     """On one layer the earlier result has the voxel; another layer is not touched; each side's structures count as looked for."""
-    from clseg import pipeline
     from clseg.catalogue import Catalogue
+    from clseg.inference import infer
     from clseg.inference.parts import Parts
-    from clseg.progress import SILENT
-    from clseg.stopwatch import Stopwatch
 
     row = lambda *ids: np.array(ids, np.uint16).reshape(-1, 1, 1)  # noqa: E731
-    monkeypatch.setattr(pipeline, "_planned", lambda *_: ({1: row(5, 5, 0, 0), 2: row(0, 7, 0, 0)}, {"liver"}))
-    monkeypatch.setattr(pipeline, "_house", lambda *_: ({0: row(1, 1, 1, 0), 1: row(0, 6, 6, 6)}, {"body"}))
+    monkeypatch.setattr(infer, "planned", lambda *_: ({1: row(5, 5, 0, 0), 2: row(0, 7, 0, 0)}, {"liver"}))
+    monkeypatch.setattr(infer, "house", lambda *_: ({0: row(1, 1, 1, 0), 1: row(0, 6, 6, 6)}, {"body"}))
     wanted = tuple(Catalogue.builtin()[name] for name in ("body", "liver", "spleen"))
     parts = Parts(("house",), None, frozenset(), ("planned",))
-    layers, unreachable = pipeline._infer(None, parts, wanted, None, None, Stopwatch(), SILENT)
+    layers, unreachable = infer.infer(None, parts, infer.Task(wanted, Catalogue.builtin()))
     assert [layer.ravel().tolist() for layer in layers] == [[1, 1, 1, 0], [5, 5, 6, 6], [0, 7, 0, 0]]
     assert unreachable == ["spleen"]
 

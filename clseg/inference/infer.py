@@ -1,0 +1,141 @@
+"""Infer: everything from a checked scan to label maps on its grid."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from clseg.catalogue import Anatomy, Catalogue
+from clseg.inference.bodypart import score_grid, score_scan, upside_down
+from clseg.inference.clean import clean
+from clseg.inference.engine import Engine
+from clseg.inference.extent import Extent, extents
+from clseg.inference.merge import Canvas
+from clseg.inference.parts import Parts, slabs
+from clseg.inference.planned.body import their_scores
+from clseg.inference.planned.run import answers_of, compose, segment_planned, windows_of
+from clseg.inference.predictor import Predictor
+from clseg.inference.prepare import Placement, onto_grid, place
+from clseg.inference.restore import restore
+from clseg.progress import SILENT, Progress
+from clseg.settings import Settings
+from clseg.stopwatch import Stopwatch
+from clseg.volume import Volume
+
+if TYPE_CHECKING:
+    import torch
+
+UPSIDE_DOWN = "The body seems to lie upside down: its parts come from head to feet where the header says feet to head; organs may be missed."
+
+Layers = dict[int, np.ndarray]
+"""depth in the catalogue → uint16 ids on the scan's grid"""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is wanted of a scan, how, on which device, and who hears of it."""
+
+    wanted: tuple[Anatomy, ...]
+    catalogue: Catalogue
+    settings: Settings = field(default_factory=Settings)
+    device: str = "cpu"
+    stopwatch: Stopwatch = field(default_factory=Stopwatch)
+    report: Progress = SILENT
+
+
+def infer(scan: Volume, parts: Parts, task: Task) -> tuple[list[np.ndarray], list[str]]:
+    """Label maps on the scan's grid, parts later, and the structures whose decoders were out of range.
+
+    Decoders with a plan run as it says, the others the house's way; where both want a
+    voxel of a layer, it belongs to those with a plan.
+    """
+    layers, reached = planned(scan, parts, task) if parts.planned else ({}, set())
+    if parts.models:
+        ours, ours_reached = house(scan, parts, task)
+        reached |= ours_reached
+        for depth, ids in ours.items():
+            layers[depth] = np.where(layers[depth] > 0, layers[depth], ids) if depth in layers else ids
+    ordered = [np.asfortranarray(layers[depth]) for depth in sorted(layers)]
+    return ordered, [a.name for a in task.wanted if a.name not in reached]
+
+
+# ---- decoders with a plan of another program --------------------------------------------------------------------------
+
+
+def planned(scan: Volume, parts: Parts, task: Task) -> tuple[Layers, set[str]]:
+    """What decoders with a plan find, and the structures that they looked for."""
+    settings = task.settings
+    with task.stopwatch.lap("planned"):
+        engines = [Engine(model, task.device, notify=task.report.warn) for model in parts.planned]
+        answers = answers_of(engines, scan, slice_scores(scan, parts, task.report))
+        if settings.restore == "nearest":
+            answers = [replace(answer, plan=replace(answer.plan, export="nearest")) for answer in answers]
+        with task.report.stage("Segmenting", windows_of(answers, settings.step)) as advance:
+            found = list(segment_planned(scan, answers, step=settings.step, advance=advance))
+        layers = compose(scan, found, task.wanted, task.catalogue)
+    return layers, {label for answer in answers for label in answer.labels}
+
+
+def slice_scores(scan: Volume, parts: Parts, report: Progress) -> np.ndarray | None:
+    """How high in the body every slice lies, 0 pelvis … 100 eyes, where the model can say it and some decoder wants to know."""
+    plans = [model.decoders[name].spec.plan for model in parts.planned for name in model.slices]
+    if parts.scorer is None or all(plan is None or plan.score_range is None for plan in plans):
+        return None
+    scores = score_scan(scan, parts.scorer).values
+    if upside_down(scores):
+        report.warn(UPSIDE_DOWN)
+    return their_scores(scores)
+
+
+# ---- the house's own decoders -----------------------------------------------------------------------------------------
+
+
+def house(scan: Volume, parts: Parts, task: Task) -> tuple[Layers, set[str]]:
+    """What decoders without a plan find, and the structures whose decoders were in range."""
+    stopwatch, report = task.stopwatch, task.report
+    with stopwatch.lap("prepare"), report.stage("Preparing"):
+        oriented, placement = place(scan, parts.grid)
+        hu = onto_grid(oriented.array, placement)
+    with stopwatch.lap("locate"), report.stage("Locating"):
+        reach = slices_in_reach(parts, hu, placement, report)
+    with stopwatch.lap("segment"):
+        canvas = _painted(hu, placement, parts, reach, task)
+    with stopwatch.lap("clean"), report.stage("Cleaning"):
+        for layer in canvas.layers.values():
+            clean(layer, task.wanted, math.prod(placement.spacing))
+    restored: Layers = {}
+    with stopwatch.lap("restore"), report.stage("Restoring", len(canvas.layers)) as advance:
+        for depth, layer in canvas.layers.items():
+            restored[depth] = restore(layer, placement, scan, smooth=task.settings.restore == "smooth")
+            advance(1)
+    return restored, {label for name, extent in reach.items() if extent is not None for label in parts.labels[name]}
+
+
+def slices_in_reach(parts: Parts, hu: torch.Tensor, placement: Placement, report: Progress) -> dict[str, Extent | None]:
+    """Which slices every decoder may paint; slices are scored only when some decoder has a range."""
+    ranged = any(wanted is not None for model in parts.models for wanted in model.slices.values())
+    scores = None
+    if ranged and parts.scorer is not None:
+        scores = score_grid(hu, placement.spacing, parts.scorer, placement.orientation)
+    if scores is not None and upside_down(scores):
+        report.warn(UPSIDE_DOWN)
+    return {name: extent for model in parts.models for name, extent in extents(model, placement.shape[2], scores).items()}
+
+
+def _painted(
+    hu: torch.Tensor, placement: Placement, parts: Parts, reach: dict[str, Extent | None], task: Task
+) -> Canvas:
+    """The canvas with all that the decoders say about the scan on the model's grid."""
+    canvas = Canvas(placement.shape, task.wanted, task.catalogue, placement.spacing, reach, parts.pathological)
+    predictors = [Predictor(Engine(model, task.device, notify=task.report.warn), step=task.settings.step) for model in parts.models]
+    windows = math.prod(len(starts) for starts in predictors[0].windows(placement.shape))
+    with task.report.stage("Segmenting", windows * len(predictors)) as advance:
+        for predictor in predictors:
+            predictor.advance = advance
+        for slab in slabs(predictors, hu, reach):
+            canvas.paint(slab, parts.labels)
+        canvas.finish()
+    return canvas
