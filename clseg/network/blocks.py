@@ -8,6 +8,8 @@ from torch import nn
 from clseg.network.spec import Triple
 
 POINT: Triple = (1, 1, 1)
+LAST = torch.channels_last_3d
+FEW = 16  # channels; with fewer it takes longer to turn them than is won
 
 
 class PointConv(nn.Conv3d):
@@ -37,12 +39,48 @@ class Conv(nn.Conv3d):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not _straight_to_onednn(x):
             return super().forward(x)
+        x = channels_last(x) if self.in_channels >= FEW else x
         return torch.ops.aten.mkldnn_convolution(x, self.weight, self.bias, self.padding, self.stride, self.dilation, self.groups)
 
 
+class Norm(nn.InstanceNorm3d):
+    """`nn.InstanceNorm3d`, affine; a single window whose channels come last keeps that order, which the plain one gives up."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, eps=1e-5, affine=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if len(x) > 1 or not _in_inference(x) or not x.is_contiguous(memory_format=LAST):
+            return super().forward(x)
+        # of one window, the statistics of an instance are those of its batch
+        return nn.functional.batch_norm(x, None, None, self.weight, self.bias, training=True, momentum=0.0, eps=self.eps)
+
+
+class Up(nn.ConvTranspose3d):
+    """A transposed convolution whose kernel is its stride: (batch, inputs, x, y, z) → (batch, outputs, x·stride, y·stride, z·stride)."""
+
+    def __init__(self, inputs: int, outputs: int, stride: Triple, bias: bool = True) -> None:
+        super().__init__(inputs, outputs, stride, stride, bias=bias)
+
+    def forward(self, x: torch.Tensor, output_size: list[int] | None = None) -> torch.Tensor:
+        return channels_last(super().forward(channels_last(x), output_size))
+
+
+def channels_last(x: torch.Tensor) -> torch.Tensor:
+    """`x` with its channels last in memory where that is faster: in inference on a CPU, not in training (`benchmarks/convolution.py`)."""
+    return x.contiguous(memory_format=LAST) if _in_inference(x) else x
+
+
+def _in_inference(x: torch.Tensor) -> bool:
+    return torch.is_inference_mode_enabled() and _plain_on_cpu(x)
+
+
 def _straight_to_onednn(x: torch.Tensor) -> bool:
-    plain = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-    return plain and not torch.is_grad_enabled() and torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
+    return _plain_on_cpu(x) and not torch.is_grad_enabled() and torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
+
+
+def _plain_on_cpu(x: torch.Tensor) -> bool:
+    return x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
 
 
 def convolution(inputs: int, outputs: int, kernel: Triple, stride: Triple = POINT, bias: bool = True) -> nn.Conv3d:
@@ -63,7 +101,7 @@ class ConvNormAct(nn.Module):
     ) -> None:
         super().__init__()
         self.conv = convolution(inputs, outputs, kernel, stride, bias)
-        self.norm = nn.InstanceNorm3d(outputs, eps=1e-5, affine=True)
+        self.norm = Norm(outputs)
         self.act = nn.LeakyReLU(0.01, inplace=True) if act else nn.Identity()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from clseg.errors import WeightsError
-from clseg.network.blocks import ConvNormAct, PointConv
+from clseg.network.blocks import ConvNormAct, PointConv, Up
 from clseg.network.spec import DecoderSpec, EncoderSpec, Stage, joins, reached
 from clseg.network.support import SupportHead
 from clseg.network.upsample import upsampled
@@ -34,7 +34,7 @@ class Decoder(nn.Module):
         wiring = joins(spec, encoder)
         self.spec = spec
         self.ups = nn.ModuleList(
-            nn.ConvTranspose3d(join.below, stage.up, join.stride, join.stride, bias=spec.bias)
+            Up(join.below, stage.up, join.stride, bias=spec.bias)
             for join, stage in zip(wiring, spec.stages, strict=True)
         )
         self.skips = nn.ModuleList(
