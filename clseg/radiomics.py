@@ -191,10 +191,20 @@ def _meshes(mask: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
 
 def _axis_lengths(mask: np.ndarray, spacing: np.ndarray) -> tuple[float, float, float]:
     """Least, minor and major axis: four times the roots of the eigenvalues of the voxels' covariance."""
-    places = np.argwhere(mask) * spacing
-    variances = np.linalg.eigvalsh(np.cov(places.T, ddof=0)).clip(0) if len(places) > 1 else np.zeros(3)
+    variances = np.linalg.eigvalsh(_covariance(mask) * np.outer(spacing, spacing)).clip(0)
     least, minor, major = (4 * np.sqrt(variances)).tolist()
     return least, minor, major
+
+
+def _covariance(mask: np.ndarray) -> np.ndarray:
+    """Of the indices of the mask's voxels (3, 3), population's; from counts per plane, for a list of all voxels may be gigabytes."""
+    covariance = np.zeros((3, 3))
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        share = mask.sum(axis=3 - one - other) / np.count_nonzero(mask)
+        rows, columns = (np.arange(length) - np.arange(length) @ share.sum(axis=1 - n) for n, length in enumerate(share.shape))
+        covariance[one, one], covariance[other, other] = share.sum(axis=1) @ rows**2, share.sum(axis=0) @ columns**2
+        covariance[one, other] = covariance[other, one] = rows @ share @ columns
+    return covariance
 
 
 def _planes(points: np.ndarray, axis: int) -> list[np.ndarray]:
@@ -234,7 +244,7 @@ def _corners(places: np.ndarray) -> np.ndarray:
 
 
 def _outermost(points: np.ndarray) -> np.ndarray:
-    """The points that are first or last of their row along an axis, whichever axis leaves most; all corners of hulls of planes are."""
+    """The points that are first or last of a row along some axis; corners of a hull, in space or in a plane across an axis, are."""
     kept = np.zeros(len(points), bool)
     for axis in range(3):
         kept |= _ends(points, axis)

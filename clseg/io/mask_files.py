@@ -128,10 +128,12 @@ def _by_name(files: list[Path]) -> dict[str, Path]:
     return named
 
 
-def _run_of(folder: Path, prefix: str = "") -> dict[str, list[str]]:
-    """What a run.json of ours says was looked for; nothing where there is none, or somebody else's."""
+def _run_of(folder: Path, prefix: str = "", wrote: str | None = None) -> dict[str, list[str]]:
+    """What a run.json of ours says was looked for; nothing where there is none, somebody else's, or one that did not write the file `wrote`."""
     try:
         run = json.loads((folder / f"{prefix}run.json").read_text(encoding="utf-8"))
+        if wrote is not None and wrote not in run["files"]:
+            return {}
         return {key: [name for name in run[key] if isinstance(name, str)] for key in ("empty", "out_of_range")}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
@@ -160,7 +162,7 @@ def _says_names(path: Path) -> bool:
 
 def _one_map(path: Path, labels: str | os.PathLike[str] | None, run: dict[str, list[str]] | None = None) -> Masks:
     if run is None:
-        run = _run_of(path.parent, path.name[: -len(_ending(path)) or None] + ".")
+        run = _run_of(path.parent, path.name[: -len(_ending(path)) or None] + ".") or _run_of(path.parent, wrote=path.name)
     fields = _slicer_fields(path)
     if fields and labels is None:
         maps = _slicer_maps(path, fields)

@@ -53,7 +53,8 @@ def to_json(measured: Measured, *, format: str = CLSEG) -> dict[str, Any]:
         return {name: _as_totalsegmentator(one) for name, one in measured.structures.items()}
     plain = measure.to_json(measured.structures, measured.families)
     for name, features in measured.radiomics.items():
-        plain[name] = {**plain[name], "radiomics": features}
+        there = any(value is not None for value in features.values())
+        plain[name] = {**plain[name], "radiomics": features if there else None}
     return plain
 
 
