@@ -269,3 +269,14 @@ def test_a_segment_on_a_layer_that_is_not_there_is_refused(tmp_path):
     write_itk(tmp_path / "a.seg.nrrd", two(), segment(0, "liver", 5, 3))
     with pytest.raises(InputError, match="is on layer 3, but the file has 1"):
         find_masks(tmp_path / "a.seg.nrrd")
+
+
+def test_damaged_fields_of_segments_are_refused(tmp_path):
+    """A value that is no number, and two segments of one name on different layers."""
+    write_itk(tmp_path / "a.seg.nrrd", two(), segment(0, "liver", 5) | {"Segment0_LabelValue": "five"})
+    with pytest.raises(InputError, match="the value 'five', expected whole numbers"):
+        find_masks(tmp_path / "a.seg.nrrd")
+    layers = np.stack([cube(0, 0, 0), cube(1, 1, 1)], axis=-1)
+    write_itk(tmp_path / "b.seg.nrrd", layers, segment(0, "liver", 1, 0) | segment(1, "liver", 1, 1))
+    with pytest.raises(InputError, match="Two segments of .* are called 'liver'"):
+        find_masks(tmp_path / "b.seg.nrrd")

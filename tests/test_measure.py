@@ -16,7 +16,16 @@ from scipy.ndimage import label
 from clseg import measure as measure_module
 from clseg.errors import InputError
 from clseg.families import Family
-from clseg.measure import FACES, FamilyStatistics, Statistics, measure, measure_families, to_json, to_rows, without_values
+from clseg.measure import (
+    FACES,
+    FamilyStatistics,
+    Statistics,
+    measure,
+    measure_families,
+    to_json,
+    to_rows,
+    without_values,
+)
 from clseg.volume import Volume
 
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])

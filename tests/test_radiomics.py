@@ -151,7 +151,7 @@ def test_diameters_are_those_of_all_pairs(monkeypatch):
     from scipy.ndimage import gaussian_filter
 
     blob = gaussian_filter(np.random.default_rng(1).normal(size=(14, 16, 12)), 1.5) > 0.02
-    vertices = np.concatenate([vertices + [start, 0, 0] for start, vertices, _ in radiomics._meshes(np.pad(blob, 1))]) * (1, 2, 3)
+    vertices = np.concatenate([vertices + np.array([start, 0, 0]) for start, vertices, _ in radiomics._meshes(np.pad(blob, 1))]) * (1, 2, 3)
     apart = np.linalg.norm(vertices[:, None] - vertices[None], axis=2)
     same = np.isclose(vertices[:, None], vertices[None])
     monkeypatch.setattr(radiomics, "_FEW", 8)

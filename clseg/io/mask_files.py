@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,8 @@ from clseg.volume import Volume
 
 ENDINGS = (".nii.gz", ".nii", ".seg.nrrd", ".nrrd", ".mha", ".mhd")  # longer ones before those they end with
 INSIDE = "segmentations"  # where TotalSegmentator's data set keeps the masks of a subject
+_MOST_FIELD_BYTES = 1 << 20
+
 NAMES_TIP = (
     'Name its ids: --labels names.json with {"liver": 1, …} (the dataset.json of nnU-Net will do), or a CSV with the columns id and name; '
     "or put that JSON beside it as <name>.labels.json."
@@ -171,8 +174,10 @@ def _one_map(path: Path, labels: str | os.PathLike[str] | None, run: dict[str, l
         maps = (LabelMap(path, _whole_numbers(read(path), path), _turned(table, path)),)
     if not any(label_map.ids for label_map in maps):
         raise InputError(f"Nothing says what the ids of the label map '{path}' mean.", tip=NAMES_TIP)
-    named = {name for label_map in maps for name in label_map.ids}
-    return Masks(path, maps=maps, out_of_range=frozenset(run.get("out_of_range", ())) & named)
+    named = [name for label_map in maps for name in label_map.ids]
+    if twice := next((name for name in named if named.count(name) > 1), None):
+        raise InputError(f"Two segments of '{path}' are called '{twice}', expected a name of its own for each.")
+    return Masks(path, maps=maps, out_of_range=frozenset(run.get("out_of_range", ())).intersection(named))
 
 
 def _whole_numbers(volume: Volume, path: Path) -> Volume:
@@ -203,10 +208,14 @@ def _turned(table: Mapping[int, str], path: Path) -> dict[str, int]:
 
 def _slicer_fields(path: Path) -> dict[str, str]:
     """The fields of a .seg.nrrd file (`Segment0_Name` …); empty for all other files."""
-    with open(path, "rb") as stream:
-        if stream.read(4) != b"NRRD":
-            return {}
-        head = stream.read(1 << 20).split(b"\n\n")[0].split(b"\r\n\r\n")[0]
+    try:
+        with open(path, "rb") as stream:
+            start = stream.read(_MOST_FIELD_BYTES)
+    except OSError as error:
+        raise InputError(f"'{path}' cannot be read: {error.strerror}.") from error
+    if not start.startswith(b"NRRD"):
+        return {}
+    head = start.split(b"\n\n")[0].split(b"\r\n\r\n")[0]  # an empty line ends it
     lines = (line.partition(":=") for line in head.decode("utf-8", "replace").splitlines())
     return {key: value.strip() for key, sign, value in lines if sign and key.startswith("Segment")}
 
@@ -218,16 +227,23 @@ def _slicer_maps(path: Path, fields: Mapping[str, str]) -> tuple[LabelMap, ...]:
     """
     layers = _layers(path)
     ids: list[dict[int, str]] = [{} for _ in layers]
-    for number in range(sum(key.endswith("_ID") or key.endswith("_Name") for key in fields)):
-        name = fields.get(f"Segment{number}_Name") or fields.get(f"Segment{number}_ID")
-        if name is None:
-            continue
-        old = f"Segment{number}_LabelValue" not in fields
-        layer = int(fields.get(f"Segment{number}_Layer", number if old else 0))
+    for number in sorted({int(found[1]) for key in fields if (found := re.match(r"Segment(\d+)_", key))}):
+        name = fields.get(f"Segment{number}_Name") or fields.get(f"Segment{number}_ID") or f"Segment{number}"
+        layer, value = _place(fields, number, name, path)
         if layer >= len(layers):
-            raise InputError(f"The segment '{name}' of '{path}' is on layer {layer}, but the file has {len(layers)}.")
-        ids[layer][1 if old else int(fields[f"Segment{number}_LabelValue"])] = name
+            raise InputError(f"The segment '{name}' of '{path}' is on layer {layer}, but the file has {len(layers)}, counted from 0.")
+        ids[layer][value] = name
     return tuple(LabelMap(path, _whole_numbers(volume, path), _turned(table, path)) for volume, table in zip(layers, ids, strict=True))
+
+
+def _place(fields: Mapping[str, str], number: int, name: str, path: Path) -> tuple[int, int]:
+    """The layer of a segment and its value there."""
+    value = fields.get(f"Segment{number}_LabelValue")
+    layer = fields.get(f"Segment{number}_Layer", "0" if value is not None else str(number))
+    try:
+        return int(layer), int(value or 1)
+    except ValueError as error:
+        raise InputError(f"The segment '{name}' of '{path}' has the layer '{layer}' and the value '{value}', expected whole numbers.") from error
 
 
 def _layers(path: Path) -> list[Volume]:
