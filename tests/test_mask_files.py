@@ -13,6 +13,7 @@ from clseg.errors import InputError, UsageError
 from clseg.io.mask_files import find_masks
 from clseg.io.nifti import write_mask, write_volume
 from clseg.volume import Volume
+from tests.dicom_files import marked, write_series
 
 SHAPE = (6, 5, 4)
 
@@ -119,6 +120,17 @@ def test_a_folder_without_masks_is_refused(tmp_path):
     (tmp_path / "statistics.csv").write_text("structure\n")
     with pytest.raises(InputError, match="There are no masks"):
         find_masks(tmp_path)
+
+
+def test_masks_as_dicom_are_refused_with_a_way_out(tmp_path):
+    """A DICOM file, and a folder of nothing else: what is read instead, and how to get it."""
+    file = write_series(tmp_path / "dicom", grid(), marked(Modality="SEG"))[0]
+    with pytest.raises(InputError, match="is a DICOM file, expected masks as NIfTI") as refused:
+        find_masks(file)
+    with pytest.raises(InputError, match="There are no masks") as empty:
+        find_masks(tmp_path / "dicom")
+    assert "3D Slicer" in refused.value.tip
+    assert empty.value.tip == refused.value.tip
 
 
 def test_nothing_there_is_a_wrong_call(tmp_path):

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from clseg.errors import InputError, UsageError
+from clseg.io.dicom.headers import is_dicom
 from clseg.io.files import existing, read
 from clseg.io.labels import read_label_names, read_label_table
 from clseg.volume import Volume
@@ -24,6 +25,7 @@ ENDINGS = (".nii.gz", ".nii", ".seg.nrrd", ".nrrd", ".mha", ".mhd")  # longer on
 INSIDE = "segmentations"  # where TotalSegmentator's data set keeps the masks of a subject
 _MOST_FIELD_BYTES = 1 << 20
 
+DICOM_TIP = "Masks as DICOM (SEG, RTSTRUCT) are not read: convert them first, e.g. with 3D Slicer or dcmqi's segimage2itkimage."
 NAMES_TIP = (
     'Name its ids: --labels names.json with {"liver": 1, …} (the dataset.json of nnU-Net will do), or a CSV with the columns id and name; '
     "or put that JSON beside it as <name>.labels.json."
@@ -102,7 +104,7 @@ def _mask_files(place: Path, leave_out: str | os.PathLike[str] | None) -> tuple[
         found = [file for file in _listed(folder) if _ending(file) and not (leave_out is not None and _same(file, leave_out))]
         if found:
             return folder, found
-    raise InputError(f"There are no masks ({', '.join(ENDINGS)}) in {place}.")
+    raise InputError(f"There are no masks ({', '.join(ENDINGS)}) in {place}.", tip=DICOM_TIP)
 
 
 def _listed(folder: Path) -> list[Path]:
@@ -164,6 +166,8 @@ def _says_names(path: Path) -> bool:
 
 
 def _one_map(path: Path, labels: str | os.PathLike[str] | None, run: dict[str, list[str]] | None = None) -> Masks:
+    if is_dicom(path):
+        raise InputError(f"'{path}' is a DICOM file, expected masks as NIfTI, NRRD or MetaImage.", tip=DICOM_TIP)
     if run is None:
         run = _run_of(path.parent, path.name[: -len(_ending(path)) or None] + ".") or _run_of(path.parent, wrote=path.name)
     fields = _slicer_fields(path)
