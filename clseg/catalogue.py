@@ -159,6 +159,23 @@ class Catalogue:
         """True for a structure and its parts, and for a lesion and what it grows in; all others exclude each other."""
         return self.related(a, b) or self.grows_in(a, b) or self.grows_in(b, a)
 
+    # --- names of other programs
+
+    def meanings(self, name: str) -> tuple[str, ...]:
+        """The structures that another program's name may mean: none, one, or several (`kidney`)."""
+        if name in self:
+            return (name,)
+        if "," in name:
+            return ()
+        try:
+            return tuple(anatomy.name for anatomy in self.select([name]))
+        except UsageError:
+            return ()
+
+    def without_side(self, name: str) -> str:
+        """`kidney_left` → `kidney`, as words joined by underscores."""
+        return _split(_word(name))[0]
+
     # --- growing and asking
 
     def with_structures(self, names: Iterable[str]) -> Catalogue:

@@ -14,17 +14,21 @@ from typing import Any, Literal
 import numpy as np
 
 from clseg.errors import InputError
+from clseg.families import Family
 from clseg.spatial.regions import memory_order, regions
 from clseg.volume import Volume
 
 Point = tuple[float, float, float]
 Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
-Status = Literal["complete", "cut_by_fov", "absent", "out_of_range"]
+Status = Literal["complete", "cut_by_fov", "absent", "out_of_range", "partial"]
 
 _MANY = 1 << 18  # values; fewer are sorted faster than counted
 _BLOCK = 1 << 14  # values that are counted at a time; larger arrays would be asked of the system each time
 
 FACES = ("left", "right", "anterior", "posterior", "superior", "inferior")
+
+
+FAMILIES = "families"  # their section in the JSON form
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,9 @@ class Statistics:
       numbers describe only the part that was scanned;
     - `absent`: not found (all numbers are None);
     - `out_of_range`: not found, because the scan does not reach its part of the
-      body and nobody looked for it (all numbers are None).
+      body and nobody looked for it (all numbers are None);
+    - `partial`, of families only: not all members were looked for, so that the
+      numbers describe only those that were found.
 
     `hu_*` are over the structure's voxels (`hu_sd` is the population's: ddof 0;
     voxels that are not finite are left out).  `centroid_mm` is the mean of the
@@ -62,6 +68,18 @@ class Statistics:
     cut_faces: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class FamilyStatistics(Statistics):
+    """What was measured of the union of several structures, where every voxel counts once.
+
+    `members` were looked for, found or not; `missing` belong to the family and were
+    not looked for: not asked for, or out of range.
+    """
+
+    members: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+
+
 def measure(
     layers: Sequence[np.ndarray], ct: Volume, wanted: Mapping[str, int], *, out_of_range: Collection[str] = ()
 ) -> dict[str, Statistics]:
@@ -73,12 +91,13 @@ def measure(
     `out_of_range` names the structures that were not looked for; it explains why
     one is missing and is not heeded for one that is there.
 
+    Where there is no CT, `without_values` stands for it: all HU are None then.
+
     Raises InputError when a layer is not an integer array of the CT's shape,
     when an id is not positive or appears in two layers.
     """
     _check(layers, ct, wanted)
-    axes = memory_order(ct.array)
-    image = Volume(ct.array.transpose(axes), ct.affine[:, [*axes, 3]])  # contiguous where it can be
+    axes, image = _in_memory_order(ct)
     found: dict[str, Statistics] = {}
     for layer in layers:
         labels = np.ascontiguousarray(layer.transpose(axes))
@@ -95,19 +114,53 @@ def measure(
     }
 
 
-def to_json(statistics: Mapping[str, Statistics]) -> dict[str, dict[str, Any]]:
-    """Plain types for a JSON file: structure → statistic → value, `None` where it has no meaning."""
-    return {name: _plain(one) for name, one in statistics.items()}
+def measure_families(
+    layers: Sequence[np.ndarray],
+    ct: Volume,
+    wanted: Mapping[str, int],
+    families: Sequence[Family],
+    measured: Mapping[str, Statistics],
+) -> dict[str, FamilyStatistics]:
+    """Statistics of every family (see `clseg.families`): of the union of its members, never the sum of theirs.
+
+    `layers`, `ct` and `wanted` are those of `measure`, `measured` is what it gave.
+    """
+    return {family.name: _measure_family(layers, ct, wanted, family, measured) for family in families}
 
 
-def to_rows(statistics: Mapping[str, Statistics]) -> tuple[list[str], list[list[Any]]]:
-    """Header and rows for a CSV file, one row per structure; `None` becomes the empty string.
+def without_values(grid: Volume) -> Volume:
+    """The grid as a CT in which no voxel has a value; it takes no memory."""
+    return grid.like(np.broadcast_to(np.float32(np.nan), grid.shape))
+
+
+def to_json(
+    statistics: Mapping[str, Statistics], families: Mapping[str, FamilyStatistics] | None = None
+) -> dict[str, dict[str, Any]]:
+    """Plain types for a JSON file: structure → statistic → value, `None` where it has no meaning; families, if any, in a section of theirs."""
+    plain = {name: _plain(one) for name, one in statistics.items()}
+    return {**plain, FAMILIES: {name: _plain(one) for name, one in families.items()}} if families else plain
+
+
+def to_rows(
+    statistics: Mapping[str, Statistics], families: Mapping[str, FamilyStatistics] | None = None
+) -> tuple[list[str], list[list[Any]]]:
+    """Header and rows for a CSV file, one row per structure, then one per family; `None` becomes the empty string.
 
     The centroid takes three columns, the bounding box six, `cut_faces` are
-    separated by blanks.
+    separated by blanks.  `kind` is `structure` or `family`; the last two columns
+    name the members of a family, separated by semicolons.
     """
-    header = ["structure", *_flat(Statistics("absent"))]
-    return header, [[name, *("" if v is None else v for v in _flat(one).values())] for name, one in statistics.items()]
+    header = ["structure", *_flat(Statistics("absent")), "kind", "members", "missing"]
+    rows = [[name, *_cells(one), "structure", "", ""] for name, one in statistics.items()]
+    for name, one in (families or {}).items():
+        rows.append([name, *_cells(one), "family", ";".join(one.members), ";".join(one.missing)])
+    return header, rows
+
+
+def _in_memory_order(ct: Volume) -> tuple[tuple[int, int, int], Volume]:
+    """The CT with its axes as they lie in memory (contiguous where it can be), and which axes those are."""
+    axes = memory_order(ct.array)
+    return axes, Volume(ct.array.transpose(axes), ct.affine[:, [*axes, 3]])
 
 
 def _check(layers: Sequence[np.ndarray], ct: Volume, wanted: Mapping[str, int]) -> None:
@@ -137,6 +190,36 @@ def _measure_one(mask: np.ndarray, box: tuple[slice, slice, slice], image: Volum
         components=_components(mask),
         cut_faces=cut_faces,
     )
+
+
+def _measure_family(
+    layers: Sequence[np.ndarray], ct: Volume, wanted: Mapping[str, int], family: Family, measured: Mapping[str, Statistics]
+) -> FamilyStatistics:
+    unsought = tuple(name for name in family.members if measured[name].status == "out_of_range")
+    members = tuple(name for name in family.members if name not in unsought)
+    found = [name for name in members if measured[name].voxels]
+    if found:
+        union = _measure_union(layers, ct, {wanted[name]: measured[name].bounding_box for name in found})
+    else:
+        union = Statistics("absent" if members else "out_of_range")
+    missing = unsought + family.missing
+    status = "partial" if missing and members else union.status
+    return FamilyStatistics(**{**vars(union), "status": status}, members=members, missing=missing)
+
+
+def _measure_union(layers: Sequence[np.ndarray], ct: Volume, places: Mapping[int, Box]) -> Statistics:
+    """Statistics of the voxels that have one of the ids; `places` says in which box every id lies."""
+    ends = np.array(list(places.values()))  # (ids, axes, 2)
+    low, high = ends[:, :, 0].min(axis=0), ends[:, :, 1].max(axis=0)
+    axes, image = _in_memory_order(ct)
+    union = np.zeros((high - low)[list(axes)], bool)
+    given = union.transpose(np.argsort(axes))  # the same voxels along the axes of the CT
+    for number, box in places.items():
+        inside = given[tuple(slice(a - start, b - start) for (a, b), start in zip(box, low, strict=True))]
+        for layer in layers:
+            inside |= layer[tuple(slice(a, b) for a, b in box)] == number
+    where = tuple(slice(int(low[axis]), int(high[axis])) for axis in axes)
+    return _in_given_order(_measure_one(union, where, image), axes)
 
 
 def _in_given_order(statistics: Statistics, axes: tuple[int, int, int]) -> Statistics:
@@ -234,7 +317,13 @@ def _plain(one: Statistics) -> dict[str, Any]:
         "bounding_box": one.bounding_box and [list(extent) for extent in one.bounding_box],
         "cut_faces": list(one.cut_faces),
     }
+    if isinstance(one, FamilyStatistics):
+        lists |= {"members": list(one.members), "missing": list(one.missing)}
     return {**vars(one), **lists}
+
+
+def _cells(one: Statistics) -> list[Any]:
+    return ["" if value is None else value for value in _flat(one).values()]
 
 
 def _flat(one: Statistics) -> dict[str, Any]:
@@ -243,6 +332,8 @@ def _flat(one: Statistics) -> dict[str, Any]:
     ranges = (("i0", "i1"), ("j0", "j1"), ("k0", "k1"))
     columns: dict[str, Any] = {}
     for key, value in vars(one).items():
+        if key in ("members", "missing"):
+            continue
         if key == "centroid_mm":
             columns |= dict(zip(xyz, value or (None, None, None), strict=True))
         elif key == "bounding_box":

@@ -51,7 +51,12 @@ class Output:
     @property
     def reports(self) -> list[Path]:
         """Everything that is not a mask, run.json last."""
-        return [self.beside(name) for name in ("statistics.json", "statistics.csv", "preview.png", "run.json")]
+        return [*self.statistics, self.beside("preview.png"), self.beside("run.json")]
+
+    @property
+    def statistics(self) -> list[Path]:
+        """The files of statistics, of which some are written."""
+        return [self.beside(name) for name in ("statistics.json", "statistics.csv", "radiomics.csv")]
 
     def existing(self, names: list[str]) -> list[Path]:
         """Results that a run for these structures would replace or remove."""

@@ -11,13 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from clseg.catalogue import Anatomy
+from clseg.catalogue import Anatomy, Catalogue
 from clseg.errors import OutputError, UnknownName
-from clseg.io.files import check_writable, prepare_folder, write_csv, write_json
+from clseg.families import families
+from clseg.io.files import check_writable, prepare_folder, write_json
 from clseg.io.nifti import write_mask, write_structure
 from clseg.io.segments import Segments
-from clseg.measure import Statistics, measure, to_json, to_rows
+from clseg.measure import FamilyStatistics, Statistics, measure, measure_families
 from clseg.output import Output
+from clseg.radiomics import Features, features
+from clseg.report.statistics import CLSEG, Measured, check_format, save_statistics
 from clseg.stopwatch import Stopwatch
 from clseg.volume import Volume
 
@@ -71,8 +74,29 @@ class Segmentation:
         """Volume, HU, place and completeness of every wanted structure; see `clseg.measure`."""
         return measure(self.layers, self.scan, self.names, out_of_range=self.out_of_range)
 
+    def families(self, statistics: Mapping[str, Statistics] | None = None) -> dict[str, FamilyStatistics]:
+        """The same of both kidneys, all ribs and the like, every voxel once; `statistics` are those above, if they are at hand."""
+        found = families(self.names, Catalogue.builtin().with_structures(self.names))
+        return measure_families(self.layers, self.scan, self.names, found, statistics or self.statistics()) if found else {}
+
+    def radiomics(self) -> dict[str, Features]:
+        """First-order and shape features of every wanted structure; see `clseg.radiomics`."""
+        return {anatomy.name: self._features(anatomy) for anatomy in self.wanted}
+
+    def measured(self, *, radiomics: bool = False) -> Measured:
+        """All that `save` writes into the statistics."""
+        statistics = self.statistics()
+        return Measured(statistics, self.families(statistics), self.radiomics() if radiomics else {})
+
     def save(
-        self, output: str | os.PathLike[str], *, multilabel: bool = False, statistics: bool = False, preview: bool = False
+        self,
+        output: str | os.PathLike[str],
+        *,
+        multilabel: bool = False,
+        statistics: bool = False,
+        preview: bool = False,
+        stats_format: str = CLSEG,
+        radiomics: bool = False,
     ) -> list[Path]:
         """Write everything and return the files, each of which appears whole or not at all.
 
@@ -81,7 +105,9 @@ class Segmentation:
         `multilabel` one `segmentation.nii.gz`), or a file name ending in .nii or
         .nii.gz for one label map; statistics and `run.json` then take its name as
         prefix, so that a loop over scans never overwrites its own results.
+        `stats_format` is `clseg` or `totalsegmentator`; `radiomics` adds its features.
         """
+        check_format(stats_format)
         place = Output.at(Path(output), multilabel)
         watch = Stopwatch(list(self.stopwatch.laps))
         run, stale = place.beside("run.json"), place.stale(list(self.names))
@@ -92,13 +118,37 @@ class Segmentation:
             files = self._save_masks(place)
         if statistics:
             with watch.lap("statistics"):
-                files += self._save_statistics(place)
+                files += save_statistics(place, self.measured(radiomics=radiomics), format=stats_format)
         if preview:
             with watch.lap("preview"):
                 files.append(self._save_preview(place))
         files.append(run)
         write_json(run, self._run(files, watch))
         return files
+
+    def save_statistics(
+        self, output: str | os.PathLike[str], *, stats_format: str = CLSEG, radiomics: bool = False, measured: Measured | None = None
+    ) -> list[Path]:
+        """Write the statistics alone, as `save` would, and return the files; those of an earlier run that this one does not write are removed.
+
+        `measured` is what the method of that name gave, if it is at hand.
+        """
+        check_format(stats_format)
+        place = Output.at(Path(output), False)
+        check_writable(prepare_folder(place.folder), 1_000_000)
+        files = save_statistics(place, measured or self.measured(radiomics=radiomics), format=stats_format)
+        for file in place.statistics:
+            if file not in files:
+                _remove(file)
+        return files
+
+    def _features(self, anatomy: Anatomy) -> Features:
+        """Radiomics of one structure, straight from the only layer that holds it."""
+        holding = list(self.segments.pieces(anatomy))
+        if len(holding) == 1:
+            layer, box = holding[0]
+            return features(layer[box] == anatomy.id, Volume(self.scan.array[box], self.scan.affine))
+        return features(self.segments.mask(anatomy), self.scan)
 
     def _save_masks(self, place: Output) -> list[Path]:
         if place.multilabel:
@@ -125,13 +175,6 @@ class Segmentation:
             write_structure(file, layer, anatomy.id, box, self.scan)
         else:
             write_mask(file, self.mask(anatomy.name), self.scan)
-
-    def _save_statistics(self, place: Output) -> list[Path]:
-        values = self.statistics()
-        json_file, csv_file = place.beside("statistics.json"), place.beside("statistics.csv")
-        write_json(json_file, to_json(values))
-        write_csv(csv_file, *to_rows(values))
-        return [json_file, csv_file]
 
     def _save_preview(self, place: Output) -> Path:
         from clseg.report.preview import save_preview

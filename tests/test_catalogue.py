@@ -555,3 +555,15 @@ def _verhoeff(code: str) -> bool:
     for position, digit in enumerate(reversed(code)):
         check = times(check, permuted(int(digit), position))
     return check == 0
+
+
+def test_names_of_other_programs_have_meanings():
+    """`Hepar` means one structure, `kidney` two, `glorb` none; a comma is no list here."""
+    assert CATALOGUE.meanings("Hepar") == ("liver",)
+    assert CATALOGUE.meanings("kidney") == ("kidney_left", "kidney_right")
+    assert CATALOGUE.meanings("glorb") == CATALOGUE.meanings("liver,spleen") == ()
+
+
+def test_a_name_without_its_side():
+    """The word for the side goes, wherever it stands."""
+    assert [CATALOGUE.without_side(name) for name in ("kidney_left", "rib_left_3", "liver")] == ["kidney", "rib_3", "liver"]

@@ -16,10 +16,10 @@ ROOT = PACKAGE.parent
 # from the ground up; a module may import its own layer and those before it
 LAYERS = [
     {"errors"},
-    {"volume", "catalogue", "manifest", "recipe", "environment", "progress", "stopwatch", "allocator", "data"},
+    {"volume", "catalogue", "families", "manifest", "recipe", "environment", "progress", "stopwatch", "allocator", "data"},
     {"io", "spatial", "weights", "network"},
-    {"inference", "measure", "metrics", "report", "phantom", "output", "evaluate", "settings"},
-    {"segmentation", "pipeline"},
+    {"inference", "measure", "metrics", "radiomics", "report", "phantom", "output", "evaluate", "settings"},
+    {"segmentation", "pipeline", "masks"},
     {"training"},
     {"cli", "__main__"},
 ]

@@ -15,7 +15,17 @@ from scipy.ndimage import label
 
 from clseg import measure as measure_module
 from clseg.errors import InputError
-from clseg.measure import FACES, Statistics, measure, to_json, to_rows
+from clseg.families import Family
+from clseg.measure import (
+    FACES,
+    FamilyStatistics,
+    Statistics,
+    measure,
+    measure_families,
+    to_json,
+    to_rows,
+    without_values,
+)
 from clseg.volume import Volume
 
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -355,4 +365,107 @@ def test_rows_are_rectangular_with_empty_cells():
         "left",
     )
     assert [liver[c] for c in ("i0", "i1", "j0", "j1", "k0", "k1", "centroid_z_mm")] == [0, 2, 2, 3, 2, 4, 2.5]
-    assert {value for column, value in brain.items() if column not in ("structure", "status")} == {""}
+    assert {value for column, value in brain.items() if column not in ("structure", "status", "kind")} == {""}
+    assert header[-3:] == ["kind", "members", "missing"]
+    assert liver["kind"] == brain["kind"] == "structure"
+
+
+# ---- families ---------------------------------------------------------------------------------------------------------
+
+PAIR = Family("pair", ("left", "right"))
+IDS = {"left": 1, "right": 2}
+
+
+def together(layers, ct=None, family=PAIR, ids=IDS, **options) -> FamilyStatistics:
+    ct = ct or water()
+    return measure_families(layers, ct, ids, [family], measure(layers, ct, ids, **options))[family.name]
+
+
+def test_a_family_is_the_union_of_its_members():
+    """Two boxes of 8 mm³, HU 10 and 30: 16 mm³, mean 20, deviation 10, two parts, one box around both."""
+    labels, ct = empty(), water()
+    labels[1:3, 1:3, 1:3], labels[3:5, 4:6, 5:7] = 1, 2
+    ct.array[labels == 1], ct.array[labels == 2] = 10, 30
+    pair = together([labels], ct)
+    assert (pair.status, pair.volume_mm3, pair.hu_mean, pair.hu_sd, pair.components) == ("complete", 16.0, 20.0, 10.0, 2)
+    assert pair.bounding_box == ((1, 5), (1, 6), (1, 7))
+    assert pair.centroid_mm == (2.5, 3.0, 3.5)
+    assert (pair.members, pair.missing) == (("left", "right"), ())
+
+
+def test_overlapping_members_are_counted_once():
+    """Boxes of 8 voxels on two layers that share 4: 12, not 16."""
+    one, other = empty(), empty()
+    one[1:3, 1:3, 1:3], other[2:4, 1:3, 1:3] = 1, 2
+    assert together([one, other]).voxels == 12
+
+
+def test_a_member_that_was_not_found_takes_nothing_away():
+    """One kidney was removed: both were looked for, so the total is complete, and is that of the other."""
+    labels = empty()
+    labels[1:3, 1:3, 1:3] = 1
+    pair = together([labels])
+    assert (pair.status, pair.voxels, pair.members, pair.missing) == ("complete", 8, ("left", "right"), ())
+
+
+def test_a_family_is_cut_where_a_member_is():
+    """The right one touches the upper face."""
+    labels = empty()
+    labels[1:3, 1:3, 1:3], labels[3:5, 4:6, 6:8] = 1, 2
+    pair = together([labels])
+    assert (pair.status, pair.cut_faces) == ("cut_by_fov", ("superior",))
+
+
+def test_a_family_that_was_not_looked_for_in_full_is_partial():
+    """A member that nobody asked for, or one out of range: the numbers are those of the rest, cut faces included."""
+    labels = empty()
+    labels[1:3, 1:3, 0:2] = 1
+    unasked = together([labels], family=Family("pair", ("left", "right"), ("third",)))
+    unreached = together([labels], out_of_range={"right"})
+    assert (unasked.status, unasked.voxels, unasked.missing, unasked.cut_faces) == ("partial", 8, ("third",), ("inferior",))
+    assert (unreached.status, unreached.voxels, unreached.members, unreached.missing) == ("partial", 8, ("left",), ("right",))
+
+
+def test_a_family_without_a_voxel_has_no_numbers():
+    """Looked for in vain: absent; nobody looked: out_of_range; in part: partial. Never 0."""
+    found = [together([empty()], out_of_range=beyond) for beyond in ((), ("left", "right"), ("left",))]
+    assert [one.status for one in found] == ["absent", "out_of_range", "partial"]
+    assert {getattr(one, name) for one in found for name in NUMBERS} == {None}
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_the_order_of_memory_changes_no_number_of_a_family(order):
+    """Files come in Fortran order, arrays from Python in C order."""
+    rng = np.random.default_rng(3)
+    labels = rng.integers(0, 3, (6, 7, 8)).astype(np.uint16)
+    ct = Volume(rng.integers(-1000, 1000, (6, 7, 8)).astype(np.int16), oblique())
+    turned = Volume(np.asarray(ct.array, order=order), ct.affine)
+    assert together([np.asarray(labels, order=order)], turned) == replace(together([labels], ct))
+    assert together([labels], ct).voxels == np.count_nonzero(labels)
+
+
+def test_families_have_a_section_and_rows_of_their_own():
+    """JSON: under `families`, only where there is one; CSV: rows of kind family after the structures, members by semicolons."""
+    labels = empty()
+    labels[1:3, 1:3, 1:3], labels[3:5, 4:6, 5:7] = 1, 2
+    measured = measure([labels], water(), IDS)
+    families = measure_families([labels], water(), IDS, [PAIR], measured)
+    plain = json.loads(json.dumps(to_json(measured, families)))
+    assert list(plain) == ["left", "right", "families"]
+    assert plain["families"]["pair"]["voxels"] == 16
+    assert plain["families"]["pair"]["members"] == ["left", "right"]
+    assert list(to_json(measured)) == ["left", "right"]
+    header, rows = to_rows(measured, families)
+    pair = dict(zip(header, rows[-1], strict=True))
+    assert (pair["structure"], pair["kind"], pair["members"], pair["missing"], pair["voxels"]) == ("pair", "family", "left;right", "", 16)
+
+
+def test_without_a_ct_there_are_volumes_and_no_hu():
+    """A grid without values: 8 voxels of 6 mm³, all HU None, and no memory used for the grid."""
+    labels = empty()
+    labels[1:3, 1:3, 1:3] = 1
+    grid = without_values(water(affine=np.diag([1.0, 2.0, 3.0, 1.0])))
+    box = only(labels, grid)
+    assert (box.volume_mm3, box.status) == (48.0, "complete")
+    assert {value for name, value in vars(box).items() if name.startswith("hu_")} == {None}
+    assert grid.array.strides == (0, 0, 0)

@@ -37,7 +37,7 @@ def test_a_file_name_is_the_prefix_of_everything_else(tmp_path, name, stem, mult
 
 def test_two_scans_in_one_folder_share_no_file(tmp_path):
     """A shell loop over a.nii.gz and b.nii.gz never overwrites its own results."""
-    names = ("statistics.json", "statistics.csv", "preview.png", "run.json")
+    names = ("statistics.json", "statistics.csv", "radiomics.csv", "preview.png", "run.json")
     places = [Output.at(tmp_path / name, False) for name in ("a.nii.gz", "b.nii.gz")]
     files = [{place.multilabel, place.labels, *map(place.beside, names)} for place in places]
     assert files[0].isdisjoint(files[1])

@@ -13,6 +13,7 @@ from clseg.cli.evaluate import evaluate
 from clseg.cli.learn import learn, prune, update
 from clseg.cli.rois import rois
 from clseg.cli.segment import run
+from clseg.cli.stats import stats
 from clseg.cli.train import export, train
 
 app = typer.Typer(
@@ -22,7 +23,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.callback(invoke_without_command=True)(run)
-for command in (demo, rois, check, evaluate, train, learn, update, prune, export, cases):
+for command in (demo, rois, check, evaluate, stats, train, learn, update, prune, export, cases):
     app.command()(command)
 app.add_typer(recipe.app, name="recipe")
 app.add_typer(bodypart.app, name="bodypart")

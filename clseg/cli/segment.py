@@ -36,6 +36,8 @@ def run(
     series: Annotated[str | None, typer.Option("--series", help="Number or UID of the DICOM series, where there are several.", show_default=False)] = None,
     multilabel: Annotated[bool, typer.Option("--ml", help="One label map instead of one mask per structure.")] = False,
     stats: Annotated[bool, typer.Option("--stats", help="Write statistics.json and .csv: volumes, HU, completeness.")] = False,
+    stats_format: Annotated[str, typer.Option("--stats-format", help="Of --stats: clseg, or totalsegmentator (volume and intensity, as its readers expect).")] = "clseg",
+    radiomics: Annotated[bool, typer.Option("--radiomics", help="With --stats: also first-order and shape features, named as PyRadiomics does.")] = False,
     preview: Annotated[bool, typer.Option("--preview", help="Write preview.png, an overlay in three planes.")] = False,
     model: Annotated[str, typer.Option("-m", "--model", help="Model to use; see `clseg rois`.")] = "starter",
     device: Annotated[str, typer.Option("-d", "--device", help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
@@ -75,14 +77,14 @@ def run(
         if input is None or output is None:
             missing = "-i/--input" if input is None else "-o/--output"
             raise UsageError(f"{missing} is missing.", tip="clseg -i ct.nii.gz -o out/")
+        check_statistics(stats, stats_format, radiomics)
         names = list(roi or ["all"])
         sources = known(sources_of(mirror, manifest, allow_http), offline)
         check_call(input, output, names, model, device, multilabel, overwrite, sources)
         options = {"model": model, "device": device, "step": step, "threads": threads, "restore": restore}
         options |= {"offline": offline, "sources": sources, "series": series}
-        result = segment_and_save(
-            input, output, names, terminal, options, {"multilabel": multilabel, "statistics": stats, "preview": preview}
-        )
+        outputs = {"multilabel": multilabel, "statistics": stats, "stats_format": stats_format, "radiomics": radiomics, "preview": preview}
+        result = segment_and_save(input, output, names, terminal, options, outputs)
         report(result, output, terminal)
         if profile:
             show_profile(Output.at(output, multilabel).beside("run.json"), terminal)
@@ -97,6 +99,15 @@ def refuse_options_before(context: typer.Context) -> None:
             f"{said[0]} stands before '{subcommand}', where it has no effect.",
             tip=f"Options of a command follow it: `clseg {subcommand} --help` shows them.",
         )
+
+
+def check_statistics(stats: bool, stats_format: str, radiomics: bool) -> None:
+    """UsageError for options of statistics without --stats, and for an unknown format."""
+    from clseg.report.statistics import CLSEG, check_format
+
+    check_format(stats_format)
+    if not stats and (radiomics or stats_format != CLSEG):
+        raise UsageError(f"{'--radiomics' if radiomics else '--stats-format'} has no effect without --stats.", tip="Add --stats.")
 
 
 def known(sources: Sources, offline: bool) -> Sources:
@@ -127,7 +138,7 @@ def check_call(input: Path, output: Path, roi: list[str], model: str, device: st
 
 
 def segment_and_save(
-    input: Path, output: Path, roi: list[str], terminal: Terminal, options: dict[str, Any], outputs: dict[str, bool]
+    input: Path, output: Path, roi: list[str], terminal: Terminal, options: dict[str, Any], outputs: dict[str, Any]
 ) -> Segmentation:
     """Segment one scan and write its results."""
     from clseg.cli.progress import Bars

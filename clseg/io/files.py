@@ -120,11 +120,16 @@ def _read_dicom(path: Path, series: str | None, found: Found) -> Volume | None:
 
 
 def _read_itk(path: Path, image_io: str) -> Volume:
+    return from_itk(read_itk(path, image_io), path)
+
+
+def read_itk(path: AnyPath, image_io: str) -> SimpleITK.Image:
+    """An ITK image by the named reader of ITK; InputError when it cannot be read."""
     import SimpleITK as sitk
 
     with _itk_silent():
         try:
-            return from_itk(sitk.ReadImage(str(path), imageIO=image_io), path)
+            return sitk.ReadImage(str(path), imageIO=image_io)
         except RuntimeError as error:
             raise InputError(
                 f"'{path}' is damaged or incomplete: {_reason(error)}.", tip="Copy or download the file again (with its data file, if it has one)."

@@ -53,6 +53,21 @@ def read_label_names(path: str | os.PathLike[str]) -> dict[int, str]:
     return {}
 
 
+def read_label_table(path: str | os.PathLike[str]) -> dict[int, str]:
+    """id → name of a file that names the ids of label maps; the background (0) may be among them.
+
+    JSON holds {name: id} or {id: name}, or that under `labels`, as nnU-Net's
+    dataset.json does.  CSV (or TSV) has the columns `id` and `name` (`label`, `index`,
+    `value`, `structure` are understood), or two columns without a header.
+
+    Raises UsageError when there is no file, InputError when it is neither.
+    """
+    from clseg.io.files import existing
+
+    path = existing(path)
+    return _from_json(path) if path.suffix.lower() == ".json" else _from_csv(path)
+
+
 def _row(key: int, name: str, colour: tuple[int, int, int]) -> str:
     red, green, blue = (f"{part / 255:.6g}" for part in colour)
     text = name.replace("]]>", "]]]]><![CDATA[>")
@@ -69,7 +84,33 @@ def _stem(name: str) -> str:
 def _from_json(sidecar: Path) -> dict[int, str]:
     try:
         table = json.loads(sidecar.read_text(encoding="utf-8"))
+        table = table["labels"] if isinstance(table.get("labels"), dict) else table
         pairs = [(int(key), name) if isinstance(name, str) else (int(name), key) for key, name in table.items()]
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise InputError(f"'{sidecar}' is not a table of label names and ids: {error}.") from error
     return dict(sorted(pairs))
+
+
+def _from_csv(path: Path) -> dict[int, str]:
+    import csv
+
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            text = file.read()
+            rows = [row for row in csv.reader(text.splitlines(), delimiter="\t" if "\t" in text else ",") if row]
+        id, name = _columns(rows[0])
+        return dict(sorted((int(row[id]), row[name].strip()) for row in rows[0 if _is_id(rows[0][id]) else 1 :]))
+    except (OSError, ValueError, LookupError, csv.Error) as error:
+        raise InputError(f"'{path}' is not a table of ids and names: {error}.", tip="Give a CSV with the columns id and name, or JSON.") from error
+
+
+def _columns(first: list[str]) -> tuple[int, int]:
+    """Where id and name stand, by the header or else by which of two cells is a number."""
+    words = [cell.strip().lower() for cell in first]
+    ids = [n for n, word in enumerate(words) if word in ("id", "label", "index", "value", "label_id") or _is_id(word)]
+    names = [n for n, word in enumerate(words) if word in ("name", "structure", "label_name")] or [n for n in range(len(words)) if n not in ids]
+    return ids[0], names[0]
+
+
+def _is_id(cell: str) -> bool:
+    return cell.strip().isdecimal()

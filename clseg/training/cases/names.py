@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from clseg.catalogue import Catalogue
-from clseg.errors import InputError, UsageError
+from clseg.errors import InputError
 from clseg.io.labels import read_label_names
 from clseg.training.cases.case import LabelMap
 
@@ -52,13 +52,7 @@ def joined(names: Iterable[str], rename: Mapping[str, str], wanted: Collection[s
 @cache
 def meanings(name: str) -> tuple[str, ...]:
     """The catalogue's structures that a name may mean: none, one, or several (`kidney`)."""
-    catalogue = Catalogue.builtin()
-    if name in catalogue:
-        return (name,)
-    try:
-        return tuple(anatomy.name for anatomy in catalogue.select([name])) if "," not in name else ()
-    except UsageError:
-        return ()
+    return Catalogue.builtin().meanings(name)
 
 
 def ids(label_map: LabelMap) -> dict[str, int]:
