@@ -502,7 +502,7 @@ def test_ctrl_c_while_writing_leaves_no_half_file(tiny, ct, tmp_path, monkeypatc
     from clseg.io import nifti
 
     calls = []
-    original = nifti._gzipped
+    original = nifti.gzipped
 
     def interrupted(pieces):
         calls.append(1)
@@ -511,7 +511,7 @@ def test_ctrl_c_while_writing_leaves_no_half_file(tiny, ct, tmp_path, monkeypatc
                 signal.raise_signal(signal.SIGINT)
             yield piece
 
-    monkeypatch.setattr(nifti, "_gzipped", interrupted)
+    monkeypatch.setattr(nifti, "gzipped", interrupted)
     result = call("-i", ct, "-o", tmp_path, "-m", "tiny")
     assert result.exit_code == 130
     assert "Interrupted" in error_of(result)
