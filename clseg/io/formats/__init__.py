@@ -26,10 +26,13 @@ FORMATS: Mapping[str, Format] = {
     "nrrd": Format(".nrrd", masks=True),
     "seg.nrrd": Format(".seg.nrrd"),
     "dicom_seg": Format(".seg.dcm", dicom=True),
+    "dicom_labelmap": Format(".labelmap.dcm", dicom=True),
     "dicom_rtstruct": Format(".rtstruct.dcm", dicom=True),
 }
 MESHES: Mapping[str, str] = {"stl": ".stl", "obj": ".obj", "ply": ".ply"}
 LABEL_TABLES: Mapping[str, str] = {"itksnap": ".itksnap.txt", "slicer": ".ctbl"}
+FILE_NAMES: Mapping[str, str] = {".nii.gz": "nifti", ".nii": "nifti", ".seg.nrrd": "seg.nrrd", ".nrrd": "nrrd"}
+"""Ending of a file that an output may be called, the longer first → its format."""
 
 
 def chosen(words: Iterable[str] | str | None, among: Mapping[str, Any], what: str) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from clseg.catalogue import Anatomy
@@ -38,3 +38,6 @@ def _itksnap_row(id: int, colour: tuple[int, int, int], shown: int, name: str) -
 def _write(path: Path, lines: Iterable[str]) -> None:
     with writing(path, "w") as stream:
         stream.write("\n".join(lines) + "\n")
+
+
+TABLE_WRITERS: Mapping[str, Callable[[Path, Sequence[Anatomy]], None]] = {"itksnap": write_itksnap, "slicer": write_slicer_colours}
