@@ -148,7 +148,7 @@ def _smooth(surface: Surface) -> Surface:
 
 
 def _thinned(surface: Surface) -> Surface:
-    """Fewer triangles, by quadric errors (Garland and Heckbert 1997); as many as it takes for the surface to stay closed."""
+    """Fewer triangles, by quadric errors (Garland and Heckbert 1997); all of them where the surface would be torn."""
     import fast_simplification
 
     if len(surface.triangles) <= FEW_TRIANGLES:
@@ -157,10 +157,31 @@ def _thinned(surface: Surface) -> Surface:
     points, triangles = (surface.points - middle).astype(np.float32), surface.triangles.astype(np.int32)
     for kept in KEPT_SHARES:
         fewer = fast_simplification.simplify(points, triangles, target_reduction=1 - kept)
-        thinned = Surface(fewer[0].astype(np.float64) + middle, fewer[1].astype(np.int64))
-        if thinned.is_closed and thinned.volume_mm3 > 0:
+        thinned = _untangled(Surface(fewer[0].astype(np.float64) + middle, fewer[1].astype(np.int64)))
+        if thinned and thinned.is_closed and thinned.volume_mm3 > 0:
             return thinned
     return surface
+
+
+def _untangled(surface: Surface) -> Surface | None:
+    """The surface with sheets that touch along an edge or in a point taken apart there; None where it has a hole.
+
+    Every edge of a triangle is paired with one that is passed the other way; corners that such pairs join are one point.
+    """
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    count = len(surface.triangles)
+    start, end = surface.triangles.ravel(), np.roll(surface.triangles, -1, axis=1).ravel()
+    after = np.roll(np.arange(3 * count).reshape(-1, 3), -1, axis=1).ravel()  # of every corner the next of its triangle
+    there, back = np.lexsort((end, start)), np.lexsort((start, end))
+    if not (np.array_equal(start[there], end[back]) and np.array_equal(end[there], start[back])):
+        return None
+    same = (np.concatenate([there, after[there]]), np.concatenate([after[back], back]))
+    _, point = connected_components(coo_matrix((np.ones(6 * count, bool), same), shape=(3 * count, 3 * count)), directed=False)
+    places = np.zeros((int(point.max(initial=-1)) + 1, 3))
+    places[point] = surface.points[start]
+    return Surface(places, point.reshape(-1, 3).astype(np.int64))
 
 
 def _filled(surface: Surface, volume_mm3: float, most_mm: float) -> Surface:
