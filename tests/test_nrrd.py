@@ -42,6 +42,7 @@ GRIDS = {
     "flipped": affine_of("RAS", SHAPE, (0.5, 0.5, 2.0)),
     "coronal": affine_of("RSA", SHAPE, (1.0, 2.0, 3.0)),
     "oblique and sagittal": tilted("ASR"),
+    "sheared": np.array([[1.0, 0, 0.3, 5], [0, 1, 0.4, 6], [0, 0, 2, 7], [0, 0, 0, 1]]),
 }
 
 
