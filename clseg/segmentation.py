@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,15 +12,16 @@ from typing import Any
 import numpy as np
 
 from clseg.catalogue import Anatomy, Catalogue
-from clseg.errors import OutputError, UnknownName
+from clseg.errors import UnknownName
 from clseg.families import families
 from clseg.io.files import check_writable, prepare_folder, write_json
-from clseg.io.nifti import write_mask, write_structure
+from clseg.io.formats import Source
 from clseg.io.segments import Segments
 from clseg.measure import FamilyStatistics, Statistics, measure, measure_families
 from clseg.output import Output
 from clseg.radiomics import Features, features
 from clseg.report.statistics import CLSEG, Measured, check_format, save_statistics
+from clseg.results import bytes_needed, check_possible, remove, write_results
 from clseg.stopwatch import Stopwatch
 from clseg.volume import Volume
 
@@ -32,7 +33,8 @@ class Segmentation:
     `scan` is the CT as it was read.  `layers` are uint16 label maps of catalogue ids
     on its grid: a structure and its parts (body, skeleton, mandible) overlap, so they
     lie on different layers, parts later.  `wanted` is what was asked for;
-    `out_of_range` are those whose decoders had no slice to run on.
+    `out_of_range` are those whose decoders had no slice to run on.  `source` is the
+    DICOM series of the scan, which DICOM results refer to; None for other scans.
     """
 
     scan: Volume
@@ -41,6 +43,7 @@ class Segmentation:
     out_of_range: frozenset[str] = frozenset()
     facts: Mapping[str, Any] = field(default_factory=dict)
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
+    source: Source = None
 
     @property
     def names(self) -> dict[str, int]:
@@ -97,25 +100,35 @@ class Segmentation:
         preview: bool = False,
         stats_format: str = CLSEG,
         radiomics: bool = False,
+        types: Iterable[str] | str | None = None,
+        mesh: Iterable[str] | str = (),
+        label_tables: Iterable[str] | str = (),
+        bids: str | None = None,
     ) -> list[Path]:
         """Write everything and return the files, each of which appears whole or not at all.
 
-        Statistics, a preview or a label map that an earlier run left there and this
-        one does not write are removed.  `output` is a folder (one `<structure>.nii.gz` per structure found, or with
-        `multilabel` one `segmentation.nii.gz`), or a file name ending in .nii or
-        .nii.gz for one label map; statistics and `run.json` then take its name as
+        What an earlier run left there and this one does not write is removed where it would contradict it.  `output` is a
+        folder (one `<structure>.nii.gz` per structure found, or with `multilabel` one `segmentation.nii.gz`), or a file
+        name ending in .nii.gz, .nii, .nrrd or .seg.nrrd for one file; statistics and `run.json` then take its name as
         prefix, so that a loop over scans never overwrites its own results.
+
         `stats_format` is `clseg` or `totalsegmentator`; `radiomics` adds its features.
+
+        `types` are formats (nifti, nrrd, seg.nrrd, dicom_seg, dicom_labelmap, dicom_rtstruct), `mesh` surfaces (stl, obj,
+        ply) and `label_tables` tables for other programs (itksnap, slicer).  `bids` makes `output` a BIDS dataset of
+        derivatives and is the name of the case: that of its file where it is named as BIDS wants it.
+
+        Raises UsageError for words that are not known or do not go together, OutputError when a file cannot be written.
         """
         check_format(stats_format)
-        place = Output.at(Path(output), multilabel)
+        place = Output.at(Path(output), multilabel, types=types, mesh=mesh, label_tables=label_tables, bids=bids)
+        check_possible(place, self.source)
         watch = Stopwatch(list(self.stopwatch.laps))
         run, stale = place.beside("run.json"), place.stale(list(self.names))
         with watch.lap("write"):
-            check_writable(prepare_folder(place.folder), self._bytes_needed(place))
-            for file in (run, *stale):  # run.json first: where it stands, the results beside it are complete
-                _remove(file)
-            files = self._save_masks(place)
+            check_writable(prepare_folder(place.folder), bytes_needed(self.segments, place))
+            remove([run, *stale])  # run.json first: where it stands, the results beside it are complete
+            files = write_results(self.segments, place, self.source)
         if statistics:
             with watch.lap("statistics"):
                 files += save_statistics(place, self.measured(radiomics=radiomics), format=stats_format)
@@ -123,7 +136,7 @@ class Segmentation:
             with watch.lap("preview"):
                 files.append(self._save_preview(place))
         files.append(run)
-        write_json(run, self._run(files, watch))
+        write_json(run, self._run([place.within(file) for file in files], watch))
         return files
 
     def save_statistics(
@@ -137,9 +150,7 @@ class Segmentation:
         place = Output.at(Path(output), False)
         check_writable(prepare_folder(place.folder), 1_000_000)
         files = save_statistics(place, measured or self.measured(radiomics=radiomics), format=stats_format)
-        for file in place.statistics:
-            if file not in files:
-                _remove(file)
+        remove(file for file in place.statistics if file not in files)
         return files
 
     def _features(self, anatomy: Anatomy) -> Features:
@@ -150,32 +161,6 @@ class Segmentation:
             return features(layer[box] == anatomy.id, Volume(self.scan.array[box], self.scan.affine))
         return features(self.segments.mask(anatomy), self.scan)
 
-    def _save_masks(self, place: Output) -> list[Path]:
-        if place.multilabel:
-            table = {a.id: (a.name, a.colour) for a in self.wanted}
-            write_mask(place.multilabel, self.labels.array, self.scan, labels=table)
-            names = place.labels
-            write_json(names, self.names)
-            return [place.multilabel, names]
-        files = []
-        for anatomy in self.wanted:
-            file = place.mask(anatomy.name)
-            if anatomy in self.present:
-                self._save_structure(file, anatomy)
-                files.append(file)
-            elif file.is_file():
-                _remove(file)  # an empty structure must not keep the mask of an earlier run
-        return files
-
-    def _save_structure(self, file: Path, anatomy: Anatomy) -> None:
-        """One mask, straight from the only layer that holds the structure."""
-        holding = list(self.segments.pieces(anatomy))
-        if len(holding) == 1:
-            layer, box = holding[0]
-            write_structure(file, layer, anatomy.id, box, self.scan)
-        else:
-            write_mask(file, self.mask(anatomy.name), self.scan)
-
     def _save_preview(self, place: Output) -> Path:
         from clseg.report.preview import save_preview
 
@@ -184,17 +169,7 @@ class Segmentation:
         save_preview(file, self.scan, self.layers, colours, names)
         return file
 
-    def _bytes_needed(self, place: Output) -> int:
-        """At most about this much will be written: nothing compresses a thousandfold, a structure to a few bits per voxel."""
-        size = self.scan.array.size
-        if place.multilabel and place.multilabel.suffix == ".nii":
-            masks = size * (1 if max(self.names.values(), default=0) < 256 else 2)
-        else:
-            files = 1 if place.multilabel else len(self.present)
-            masks = files * size // 900 + sum(one.voxels for there in self.segments.regions for one in there.values()) // 4
-        return 2_000_000 + masks  # the reports have room in two megabytes
-
-    def _run(self, files: Sequence[Path], watch: Stopwatch) -> dict[str, Any]:
+    def _run(self, files: Sequence[str], watch: Stopwatch) -> dict[str, Any]:
         """The run manifest: what came in, what was used, what came out."""
         empty = [a.name for a in self.wanted if a not in self.present]
         return {
@@ -203,12 +178,5 @@ class Segmentation:
             "empty": empty,
             "out_of_range": sorted(self.out_of_range),
             "stages": [asdict(lap) for lap in watch.laps],
-            "files": [file.name for file in files],
+            "files": list(files),
         }
-
-
-def _remove(file: Path) -> None:
-    try:
-        file.unlink(missing_ok=True)  # another run into the same folder may have been faster
-    except OSError as error:
-        raise OutputError(f"The result of an earlier run '{file}' cannot be removed: {error.strerror}.") from error

@@ -494,6 +494,67 @@ def test_too_little_memory_is_one_sentence(tiny, ct, tmp_path, monkeypatch):
     assert "memory" in refused(1, "-i", ct, "-o", tmp_path / "out", "-m", "tiny")
 
 
+# ---- formats ----------------------------------------------------------------------------------------------------------
+
+
+def test_several_formats_of_one_run(tiny, ct, tmp_path):
+    """Masks as NIfTI and NRRD and one Slicer segmentation; run.json lists all files that are there."""
+    result = call("-i", ct, "-o", tmp_path / "out", "-m", "tiny", "--output-type", "nifti,seg.nrrd", "--output-type", "nrrd")
+    assert result.exit_code == 0
+    run = json.loads((tmp_path / "out" / "run.json").read_text())
+    masks = {f"{name}{ending}" for name in run["structures"] for ending in (".nii.gz", ".nrrd")}
+    assert masks
+    assert names(tmp_path / "out") == {*masks, "segmentation.seg.nrrd", "run.json"} == set(run["files"])
+
+
+def test_the_name_of_the_output_chooses_the_format(tiny, ct, tmp_path):
+    """-o x.seg.nrrd writes that file and x.run.json; -o y.nrrd --ml a label map, its names and its tables."""
+    assert call("-i", ct, "-o", tmp_path / "a" / "x.seg.nrrd", "-m", "tiny").exit_code == 0
+    assert names(tmp_path / "a") == {"x.seg.nrrd", "x.run.json"}
+    assert call("-i", ct, "-o", tmp_path / "b" / "y.nrrd", "-m", "tiny", "--label-tables", "itksnap,slicer").exit_code == 0
+    assert names(tmp_path / "b") == {"y.nrrd", "y.labels.json", "y.itksnap.txt", "y.ctbl", "y.run.json"}
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--output-type", "nfiti"), "did you mean nifti"),
+        (("--mesh", "vtk"), "Unknown kind of mesh 'vtk'"),
+        (("--label-tables", "slicer"), "none is written"),
+        (("--subject", "sub-01"), "none is written"),
+        (("--bids", "--output-type", "nrrd"), "label maps as NIfTI"),
+    ],
+)
+def test_words_that_are_not_known_or_do_not_go_together_are_refused(tiny, ct, tmp_path, words, told):
+    """Exit code 2 before the scan is read, and nothing is written."""
+    assert told in refused(2, "-i", ct, "-o", tmp_path / "out", "-m", "tiny", *words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_meshes_without_their_tool_are_refused_before_the_scan_is_read(tiny, ct, tmp_path, monkeypatch):
+    """The extra is named, nothing is written."""
+    monkeypatch.setitem(sys.modules, "fast_simplification", None)
+    result = call("-i", ct, "-o", tmp_path / "out", "-m", "tiny", "--mesh", "stl")
+    assert result.exit_code == 2
+    assert "clseg[mesh]" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_bids_dataset_takes_its_case_from_the_file_name(tiny, ct, tmp_path):
+    """sub-01_ses-2_ct.nii.gz → sub-01/ses-2/anat/sub-01_ses-2_desc-clseg_dseg.nii.gz with table, sidecar and reports; a second case goes beside it."""
+    (tmp_path / "sub-01_ses-2_ct.nii.gz").write_bytes(ct.read_bytes())
+    for words in (("-i", tmp_path / "sub-01_ses-2_ct.nii.gz"), ("-i", ct, "--subject", "sub-02")):
+        assert call(*words, "-o", tmp_path / "out", "-m", "tiny", "--bids", "--stats").exit_code == 0
+    written = {str(file.relative_to(tmp_path / "out").as_posix()) for file in (tmp_path / "out").rglob("*") if file.is_file()}
+    ends = ("dseg.nii.gz", "dseg.tsv", "dseg.json", "statistics.json", "statistics.csv", "run.json")
+    assert written == {
+        "dataset_description.json",
+        ".bidsignore",
+        *(f"sub-01/ses-2/anat/sub-01_ses-2_desc-clseg_{end}" for end in ends),
+        *(f"sub-02/anat/sub-02_desc-clseg_{end}" for end in ends),
+    }
+
+
 # ---- interruptions and neighbours -------------------------------------------------------------------------------------
 
 
@@ -502,7 +563,7 @@ def test_ctrl_c_while_writing_leaves_no_half_file(tiny, ct, tmp_path, monkeypatc
     from clseg.io import nifti
 
     calls = []
-    original = nifti._gzipped
+    original = nifti.gzipped
 
     def interrupted(pieces):
         calls.append(1)
@@ -511,7 +572,7 @@ def test_ctrl_c_while_writing_leaves_no_half_file(tiny, ct, tmp_path, monkeypatc
                 signal.raise_signal(signal.SIGINT)
             yield piece
 
-    monkeypatch.setattr(nifti, "_gzipped", interrupted)
+    monkeypatch.setattr(nifti, "gzipped", interrupted)
     result = call("-i", ct, "-o", tmp_path, "-m", "tiny")
     assert result.exit_code == 130
     assert "Interrupted" in error_of(result)
@@ -664,11 +725,11 @@ def test_an_empty_path_is_not_the_present_folder(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["out.nrrd", "out.MHA", "out.zip", "out.nii.bz2"])
+@pytest.mark.parametrize("name", ["out.stl", "out.MHA", "out.zip", "out.nii.bz2"])
 def test_a_file_name_of_another_format_is_no_folder(tmp_path, name):
-    """Label maps are NIfTI; a folder called so would surprise everybody."""
+    """Label maps are NIfTI or NRRD; a folder called so would surprise everybody."""
     (tmp_path / "ct.nii.gz").write_bytes(b"anything")
-    assert "written as .nii.gz or .nii" in refused(2, "-i", tmp_path / "ct.nii.gz", "-o", tmp_path / name)
+    assert "written as .nii.gz, .nii, .nrrd or .seg.nrrd" in refused(2, "-i", tmp_path / "ct.nii.gz", "-o", tmp_path / name)
     assert names(tmp_path) == {"ct.nii.gz"}
 
 

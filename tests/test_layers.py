@@ -18,7 +18,7 @@ LAYERS = [
     {"errors"},
     {"volume", "catalogue", "families", "manifest", "recipe", "environment", "progress", "stopwatch", "allocator", "data"},
     {"io", "spatial", "weights", "network"},
-    {"inference", "measure", "metrics", "radiomics", "report", "phantom", "output", "evaluate", "settings"},
+    {"inference", "measure", "metrics", "radiomics", "report", "phantom", "output", "evaluate", "settings", "results"},
     {"segmentation", "pipeline", "masks"},
     {"training"},
     {"cli", "__main__"},

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clseg.errors import InputError, OutputError, UsageError
-from clseg.io import files, nifti
+from clseg.io import files, nifti, voxels
 from clseg.io.labels import from_xml, read_label_names, to_xml
 from clseg.io.nifti import read_nifti, write_mask, write_structure
 from clseg.volume import Header, Volume
@@ -302,8 +302,8 @@ def test_every_reader_gets_the_labels_back(tmp_path_factory, shape, fast, seed, 
     path = tmp_path_factory.mktemp("mask") / "mask.nii.gz"
     with pytest.MonkeyPatch.context() as patch:
         if not fast:
-            patch.setattr(nifti, "isal_zlib", None)
-        nifti._deflated_zeros.cache_clear()
+            patch.setattr(voxels, "isal_zlib", None)
+        voxels._deflated_zeros.cache_clear()
         write_mask(path, array, Volume(array, np.diag([1.5, 1.5, 3, 1])))
     assert nib.load(path).get_data_dtype() == (np.uint8 if top <= 255 else np.uint16)
     np.testing.assert_array_equal(np.asanyarray(nib.load(path).dataobj), array)
@@ -342,13 +342,13 @@ def test_one_structure_of_a_label_map_is_its_mask(tmp_path, monkeypatch, ending,
     labels = np.zeros((5, 6, 7), np.uint16, order=order)
     labels[1:4, 2:4, 2] = labels[3, 3, 3] = labels[2, 5, 5] = 5
     labels[0, :, 3:5] = 300
-    monkeypatch.setattr(nifti, "_SLAB_BYTES", slab)
+    monkeypatch.setattr(voxels, "_SLAB_BYTES", slab)
     if not fast:
-        monkeypatch.setattr(nifti, "isal_zlib", None)
-    nifti._deflated_zeros.cache_clear()
+        monkeypatch.setattr(voxels, "isal_zlib", None)
+    voxels._deflated_zeros.cache_clear()
     volume, path = Volume(scan(), oblique()), tmp_path / f"mask.{ending}"
     write_structure(path, labels, 5, (slice(1, 4), slice(2, 6), slice(2, 6)), volume)
-    nifti._deflated_zeros.cache_clear()
+    voxels._deflated_zeros.cache_clear()
     image = nib.load(path)
     assert image.get_data_dtype() == np.uint8
     np.testing.assert_array_equal(np.asanyarray(image.dataobj), labels == 5)

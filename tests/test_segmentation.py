@@ -174,7 +174,7 @@ def test_the_run_manifest_says_what_came_out(tmp_path):
 
 def test_a_run_manifest_means_that_all_is_there(tmp_path, monkeypatch):
     """When a later run into the folder is interrupted, the manifest of the earlier one is gone."""
-    from clseg import segmentation as module
+    from clseg.io.formats import nifti as module
 
     segmentation().save(tmp_path)
 
@@ -285,10 +285,11 @@ def test_a_disk_that_fills_while_writing_leaves_whole_files_alone(tmp_path, monk
 def test_what_is_said_to_be_needed_is_enough(tmp_path, output):
     """The bytes written, with statistics and a preview, are fewer than the estimate before writing."""
     from clseg.output import Output
+    from clseg.results import bytes_needed
 
     found = segmentation()
     files = found.save(tmp_path / output, statistics=True, preview=True)
-    assert sum(file.stat().st_size for file in files) < found._bytes_needed(Output.at(tmp_path / output, False))
+    assert sum(file.stat().st_size for file in files) < bytes_needed(found.segments, Output.at(tmp_path / output, False))
 
 
 def test_two_runs_may_remove_the_same_old_mask(tmp_path, monkeypatch):

@@ -31,10 +31,15 @@ def given_path(text: str) -> Path:
 def run(
     context: typer.Context,
     input: Annotated[Path | None, typer.Option("-i", "--input", parser=given_path, metavar="PATH", help="CT: NIfTI, NRRD, MetaImage, or DICOM (folder, zip, multi-frame file).", show_default=False)] = None,
-    output: Annotated[Path | None, typer.Option("-o", "--output", parser=given_path, metavar="PATH", help="Folder for one mask per structure, or x.nii.gz for one label map.", show_default=False)] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", parser=given_path, metavar="PATH", help="Folder for one mask per structure, or x.nii.gz for one label map (x.nrrd, x.seg.nrrd too).", show_default=False)] = None,
     roi: Annotated[list[str] | None, typer.Option("-r", "--roi", help="Groups and structures, e.g. chest or liver,spleen; may be repeated. Default: all.", show_default=False)] = None,
     series: Annotated[str | None, typer.Option("--series", help="Number or UID of the DICOM series, where there are several.", show_default=False)] = None,
     multilabel: Annotated[bool, typer.Option("--ml", help="One label map instead of one mask per structure.")] = False,
+    output_type: Annotated[list[str] | None, typer.Option("--output-type", help="nifti, nrrd, seg.nrrd, dicom_seg, dicom_labelmap or dicom_rtstruct; several with commas. Default: nifti.", show_default=False)] = None,
+    mesh: Annotated[list[str] | None, typer.Option("--mesh", help="Surfaces too: stl, obj or ply.", show_default=False)] = None,
+    label_tables: Annotated[list[str] | None, typer.Option("--label-tables", help="Names and colours of the label map for other programs: itksnap or slicer.", show_default=False)] = None,
+    bids: Annotated[bool, typer.Option("--bids", help="Make the output folder a BIDS dataset of derivatives.")] = False,
+    subject: Annotated[str | None, typer.Option("--subject", help="Name of the case in it, e.g. sub-01_ses-2. Default: from the input's name.", show_default=False)] = None,
     stats: Annotated[bool, typer.Option("--stats", help="Write statistics.json and .csv: volumes, HU, completeness.")] = False,
     stats_format: Annotated[str, typer.Option("--stats-format", help="Of --stats: clseg, or totalsegmentator (volume and intensity, as its readers expect).")] = "clseg",
     radiomics: Annotated[bool, typer.Option("--radiomics", help="With --stats: also first-order and shape features, named as PyRadiomics does.")] = False,
@@ -80,14 +85,17 @@ def run(
         check_statistics(stats, stats_format, radiomics)
         names = list(roi or ["all"])
         sources = known(sources_of(mirror, manifest, allow_http), offline)
-        check_call(input, output, names, model, device, multilabel, overwrite, sources)
+        written = {"multilabel": multilabel, "types": output_type, "mesh": mesh or (), "label_tables": label_tables or (), "bids": case_name(input, bids, subject)}
+        place = Output.at(output, **written)
+        check_call(input, place, names, model, device, overwrite, sources)
         options = {"model": model, "device": device, "step": step, "threads": threads, "restore": restore}
         options |= {"offline": offline, "sources": sources, "series": series}
-        outputs = {"multilabel": multilabel, "statistics": stats, "stats_format": stats_format, "radiomics": radiomics, "preview": preview}
-        result = segment_and_save(input, output, names, terminal, options, outputs)
+        outputs = {**written, "statistics": stats, "stats_format": stats_format, "radiomics": radiomics, "preview": preview}
+        source = source_of_dicom(input, series, place)
+        result = segment_and_save(input, output, names, terminal, options, outputs, source=source)
         report(result, output, terminal)
         if profile:
-            show_profile(Output.at(output, multilabel).beside("run.json"), terminal)
+            show_profile(place.beside("run.json"), terminal)
 
 
 def refuse_options_before(context: typer.Context) -> None:
@@ -117,7 +125,28 @@ def known(sources: Sources, offline: bool) -> Sources:
     return replace(sources, manifest=manifest(sources=sources, offline=offline))
 
 
-def check_call(input: Path, output: Path, roi: list[str], model: str, device: str, multilabel: bool, overwrite: bool, sources: Sources) -> None:
+def case_name(input: Path, bids: bool, subject: str | None) -> str | None:
+    """What the case is called in a BIDS dataset; None where none is written."""
+    if subject is not None and not bids:
+        raise UsageError("--subject names a case in a BIDS dataset, but none is written.", tip="Add --bids.")
+    return (subject or input.name or input.resolve().name) if bids else None
+
+
+def source_of_dicom(input: Path, series: str | None, place: Output) -> Any:
+    """The DICOM series that results of such formats refer to, UsageError when there is none; None where no such format is wanted."""
+    from clseg.io.formats import FORMATS
+    from clseg.results import check_possible
+
+    source = None
+    if any(FORMATS[type].dicom for type in place.types):
+        from clseg.io.dicom.source import source_of
+
+        source = source_of(input, series)
+    check_possible(place, source)
+    return source
+
+
+def check_call(input: Path, place: Output, roi: list[str], model: str, device: str, overwrite: bool, sources: Sources) -> None:
     """Refuse what is wrong with the call before anything heavy is loaded, read or made."""
     from clseg.catalogue import Catalogue
     from clseg.inference.device import check_spelling
@@ -127,7 +156,6 @@ def check_call(input: Path, output: Path, roi: list[str], model: str, device: st
     holders = manifest(sources=sources).labels_of(model)
     wanted = Catalogue.builtin().with_structures(holders).select(roi, among=holders)
     existing(input)
-    place = Output.at(output, multilabel)
     found = place.existing([a.name for a in wanted])
     if any(file.samefile(input) for file in found):
         raise UsageError(f"The output would replace the input {input}.", tip="Choose another output.")
@@ -138,15 +166,15 @@ def check_call(input: Path, output: Path, roi: list[str], model: str, device: st
 
 
 def segment_and_save(
-    input: Path, output: Path, roi: list[str], terminal: Terminal, options: dict[str, Any], outputs: dict[str, Any]
+    input: Path, output: Path, roi: list[str], terminal: Terminal, options: dict[str, Any], outputs: dict[str, Any], source: Any = None
 ) -> Segmentation:
-    """Segment one scan and write its results."""
+    """Segment one scan and write its results; `source` is the DICOM series that they refer to, where some do."""
     from clseg.cli.progress import Bars
     from clseg.pipeline import segment
 
     bars = Bars(terminal)
     result = segment(input, roi, report=bars, **options)
-    result = replace(result, facts={**result.facts, "command": [without_secrets(word) for word in sys.argv[1:]]})
+    result = replace(result, facts={**result.facts, "command": [without_secrets(word) for word in sys.argv[1:]]}, source=source)
     with bars.stage("Writing"):
         result.save(output, **outputs)
     return result

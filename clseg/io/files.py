@@ -219,10 +219,10 @@ def write_json(path: AnyPath, obj: Any) -> None:
         stream.write(text + "\n")
 
 
-def write_csv(path: AnyPath, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write a comma-separated table (UTF-8, one line feed per row); None and NaN become empty cells."""
+def write_csv(path: AnyPath, header: Sequence[str], rows: Iterable[Sequence[Any]], *, delimiter: str = ",") -> None:
+    """Write a table (UTF-8, commas or another `delimiter`, one line feed per row); None and NaN become empty cells."""
     with writing(path, "w") as stream:
-        table = csv.writer(stream, lineterminator="\n")
+        table = csv.writer(stream, lineterminator="\n", delimiter=delimiter)
         table.writerow(header)
         for row in rows:
             if len(row) != len(header):

@@ -6,9 +6,8 @@ import gzip
 import logging
 import os
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -18,6 +17,7 @@ import numpy as np
 from clseg.errors import InputError, OutputError, UsageError
 from clseg.io.files import AnyPath, existing, writing
 from clseg.io.labels import Labels, to_xml
+from clseg.io.voxels import Piece, as_bytes, as_ids, fortran, gzipped, slabs, structure_slabs
 from clseg.spatial.crop import Box
 from clseg.volume import Header, Volume
 
@@ -31,10 +31,8 @@ except ImportError:  # isal only makes it faster
 
 _DESCRIPTION = b"clseg"
 _SLAB_BYTES = 1 << 20
-_NOTHING = bytes(_SLAB_BYTES)
 _MOST_EXTENSION_BYTES = 1 << 26
 _BEST_RATIO = 1100  # deflate cannot shrink more than 1032 times
-_LEVEL = 1 if isal_zlib else 3
 _DAMAGE = (EOFError, zlib.error, gzip.BadGzipFile, *(() if isal_zlib is None else (isal_zlib.error,)))
 
 _silent = logging.Logger("clseg.nifti", level=logging.CRITICAL + 1)
@@ -271,8 +269,8 @@ def write_mask(path: AnyPath, array: np.ndarray, like: Volume, *, labels: Labels
 
     Raises UsageError for another ending, InputError for an array that does not fit, OutputError when it cannot be written.
     """
-    voxels = _as_ids(like.like(array).array, labels)
-    _write(path, voxels.dtype, _slabs(voxels), like, labels)
+    voxels = as_ids(like.like(array).array, top=max(labels, default=0) if labels else 0)
+    _write(path, voxels.dtype, slabs(voxels), like, labels)
 
 
 def write_structure(path: AnyPath, labels: np.ndarray, id: int, box: Box, like: Volume) -> None:
@@ -281,52 +279,25 @@ def write_structure(path: AnyPath, labels: np.ndarray, id: int, box: Box, like: 
     `labels` (i, j, k) has the shape of `like` and holds `id` in `box` alone, so that no more than the slices of the box
     is looked at: many structures cost little more than one.
     """
-    _write(path, np.dtype(np.uint8), _structure(like.like(labels).array, id, box), like, None)
+    _write(path, np.dtype(np.uint8), structure_slabs(like.like(labels).array, id, box), like, None)
 
 
 def write_volume(path: AnyPath, volume: Volume) -> None:
     """Write a scan (int16 or float32 voxels) as NIfTI-1 on its own grid, atomically; errors as for `write_mask`."""
     if volume.array.dtype not in (np.int16, np.float32):
         raise InputError(f"A scan is written as int16 or float32, this array holds {volume.array.dtype}.")
-    voxels = _fortran(volume.array, volume.array.dtype.newbyteorder("<"))
-    _write(path, voxels.dtype, _slabs(voxels), volume, None)
+    voxels = fortran(volume.array, volume.array.dtype.newbyteorder("<"))
+    _write(path, voxels.dtype, slabs(voxels), volume, None)
 
 
-_Piece = bytes | np.ndarray | int  # bytes, or how many zeros
-
-
-def _write(path: AnyPath, dtype: np.dtype, voxels: Iterable[_Piece], like: Volume, labels: Labels | None) -> None:
+def _write(path: AnyPath, dtype: np.dtype, voxels: Iterable[Piece], like: Volume, labels: Labels | None) -> None:
     name = os.fspath(path).lower()
     if not name.endswith((".nii.gz", ".nii")):
         raise UsageError(f"'{path}' cannot be written: a NIfTI file's name ends in .nii.gz or .nii.")
     pieces = chain([_header_bytes(dtype, like, labels)], voxels)
     with writing(path) as stream:
-        for piece in map(_bytes, pieces) if name.endswith(".nii") else _gzipped(pieces):
+        for piece in map(as_bytes, pieces) if name.endswith(".nii") else gzipped(pieces):
             stream.write(piece)
-
-
-def _as_ids(array: np.ndarray, labels: Labels | None) -> np.ndarray:
-    """The ids as uint8 or little-endian uint16 in Fortran order."""
-    if array.dtype.kind not in "biu":
-        raise InputError(f"A mask holds whole numbers, this array holds {array.dtype}.")
-    if array.dtype.kind == "b":
-        array = array.view(np.uint8)
-    low, high = (int(array.min()), int(array.max())) if array.size else (0, 0)
-    high = max(high, *labels) if labels else high
-    if low < 0 or high > 65535:
-        raise InputError(f"A mask holds ids from 0 to 65535, this array holds {low} to {high}.")
-    return _fortran(array, np.dtype("u1" if high <= 255 else "<u2"))
-
-
-def _fortran(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """The array in Fortran order, copied in blocks that fit the processor's cache: four times as fast as numpy does it."""
-    if array.flags.f_contiguous:
-        return array.astype(dtype, copy=False)
-    turned = np.empty(array.shape, dtype, order="F")
-    for i in range(0, array.shape[0], 16):
-        for k in range(0, array.shape[2], 16):
-            turned[i : i + 16, :, k : k + 16] = array[i : i + 16, :, k : k + 16]
-    return turned
 
 
 def _header_bytes(dtype: np.dtype, like: Volume, labels: Labels | None) -> bytes:
@@ -387,62 +358,3 @@ def _extension(content: bytes) -> bytes:
     """A header extension of kind 0, filled up with blanks, which XML allows, to a multiple of 16 bytes."""
     content += b" " * (-(len(content) + 8) % 16)
     return (len(content) + 8).to_bytes(4, "little") + (0).to_bytes(4, "little") + content
-
-
-def _slabs(voxels: np.ndarray) -> Iterator[_Piece]:
-    """The voxels in file order, as flat byte arrays of about a megabyte or a number of zeros; no copies."""
-    flat = voxels.reshape(-1, order="F").view(np.uint8)
-    for start in range(0, flat.size, _SLAB_BYTES):
-        slab = flat[start : start + _SLAB_BYTES]
-        yield slab if slab.any() else slab.size
-
-
-def _structure(labels: np.ndarray, id: int, box: Box) -> Iterator[_Piece]:
-    """The same of the mask `labels == id`, which is empty outside `box`; one buffer serves all its slices."""
-    i, j, k = box
-    slice_bytes = labels.shape[0] * labels.shape[1]
-    count = max(1, _SLAB_BYTES // slice_bytes)
-    slab = np.zeros((*labels.shape[:2], count), bool, order="F")
-    yield from _zeros(k.start * slice_bytes)
-    for first in range(k.start, k.stop, count):
-        last = min(first + count, k.stop)
-        part = slab[:, :, : last - first]
-        np.equal(labels[i, j, first:last], id, out=part[i, j])
-        yield part.reshape(-1, order="F").view(np.uint8)
-    yield from _zeros((labels.shape[2] - k.stop) * slice_bytes)
-
-
-def _zeros(count: int) -> Iterator[int]:
-    """`count` in parts of at most a megabyte, most of which are equal."""
-    yield from (min(_SLAB_BYTES, count - start) for start in range(0, count, _SLAB_BYTES))
-
-
-def _bytes(piece: _Piece) -> bytes | np.ndarray | memoryview:
-    return memoryview(_NOTHING)[:piece] if isinstance(piece, int) else piece
-
-
-def _gzipped(pieces: Iterable[_Piece]) -> Iterator[bytes]:
-    """One gzip member without name and time, made of independent blocks: those of zeros alone are compressed once.
-
-    Blocks end with a full flush, so they can be put one behind the other (RFC 1951); one member, not several, because
-    not every reader goes on after the first.
-    """
-    crc32: Callable[..., int] = (isal_zlib or zlib).crc32
-    crc = size = 0
-    yield b"\x1f\x8b\x08\x00" + b"\0\0\0\0" + b"\x00\xff"  # method deflate, no flags, time 0, unknown system
-    for piece in pieces:
-        content = _bytes(piece)
-        crc = crc32(content, crc)
-        size += len(content)
-        yield _deflated_zeros(piece) if isinstance(piece, int) else _deflated(content)
-    yield b"\x03\x00" + crc.to_bytes(4, "little") + (size & 0xFFFFFFFF).to_bytes(4, "little")  # an empty last block
-
-
-def _deflated(content: bytes | np.ndarray | memoryview) -> bytes:
-    engine = (isal_zlib or zlib).compressobj(_LEVEL, zlib.DEFLATED, -15)
-    return engine.compress(content) + engine.flush(zlib.Z_FULL_FLUSH)
-
-
-@lru_cache(maxsize=64)
-def _deflated_zeros(count: int) -> bytes:
-    return _deflated(_bytes(count))
