@@ -47,9 +47,8 @@ def side_of(anatomy: Anatomy) -> Code | None:
         return None
     if anatomy.snomed is None:
         return SIDES[anatomy.side]
-    catalogue = Catalogue.builtin()
-    partner = catalogue[anatomy.partner] if anatomy.partner in catalogue else None
-    return SIDES[anatomy.side] if partner and partner.snomed == anatomy.snomed else None
+    partners = [other for other in Catalogue.builtin() if other.name == anatomy.partner]
+    return SIDES[anatomy.side] if any(other.snomed == anatomy.snomed for other in partners) else None
 
 
 def regions_of(anatomy: Anatomy) -> tuple[Code, ...]:
