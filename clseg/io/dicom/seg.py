@@ -75,13 +75,13 @@ def check_seg(source: SourceSeries | None) -> None:
 def _segmentation(segments: Segments, source: SourceSeries, kind: str, model: str) -> Segmentation:
     maps = [_flat(segments)] if kind == "labelmap" else list(_layers(segments))
     grid = source.grid_of(segments.scan)
-    images = _stand_ins(source, grid.step_mm)
-    parts = [_part(one, grid, source, images, kind, model) for one in maps]
+    planes = _stand_ins(grid, source)
+    parts = [_part(one, planes, source, kind, model) for one in maps]
     seg = parts[0]
     if len(parts) > 1:
         _join(seg, parts, maps)
         seg.SegmentsOverlap = "YES" if _overlap(segments.layers) else "NO"
-    _refer(seg, source, images)
+    _refer(seg, grid, source)
     _settle(seg, source, kind, model)
     return seg
 
@@ -126,22 +126,26 @@ def _overlap(layers: Sequence[np.ndarray]) -> bool:
     return False
 
 
-def _stand_ins(source: SourceSeries, step_mm: float) -> dict[str, tuple[Slice, Dataset]]:
-    """The source's images as highdicom wants them: single CT slices of one direction, each under a UID of this file's own."""
+def _stand_ins(grid: Grid, source: SourceSeries) -> list[Dataset]:
+    """For every plane of the scan a single CT slice that lies exactly there, for highdicom takes geometry and references from such; `_refer` puts the real ones in."""
     from pydicom.dataset import Dataset
 
-    first, found = source.images[0], {}
-    for number, image in enumerate(source.images, 1):
+    found = []
+    for k, plane in enumerate(grid.planes):
         data = Dataset()
         data.update(source.facts)
-        data.SOPClassUID, data.SOPInstanceUID = _CT, f"2.25.{number}"
-        data.Columns, data.Rows = image.size
-        data.PixelSpacing = _decimals(reversed(first.pixel_mm))
-        data.SliceThickness, data.SpacingBetweenSlices = _decimals([step_mm, step_mm])  # highdicom takes them over
-        data.ImageOrientationPatient = _decimals([*first.row, *first.column])
-        data.ImagePositionPatient = _decimals(image.position)
-        found[str(data.SOPInstanceUID)] = image, data
+        data.SOPClassUID, data.SOPInstanceUID = _CT, _stand_in(k)
+        data.Columns, data.Rows = grid.size
+        data.PixelSpacing = _decimals(reversed(grid.pixel_mm))
+        data.SliceThickness, data.SpacingBetweenSlices = _decimals([grid.step_mm, grid.step_mm])
+        data.ImageOrientationPatient = _decimals([*grid.row, *grid.column])
+        data.ImagePositionPatient = _decimals(plane.position)
+        found.append(data)
     return found
+
+
+def _stand_in(k: int) -> str:
+    return uid_of("plane", str(k))
 
 
 def _decimals(numbers: Iterable[float]) -> list[str]:
@@ -153,16 +157,15 @@ def _decimals(numbers: Iterable[float]) -> list[str]:
 # ---- highdicom --------------------------------------------------------------------------------------------------------
 
 
-def _part(one: _Map, grid: Grid, source: SourceSeries, images: dict[str, tuple[Slice, Dataset]], kind: str, model: str) -> Segmentation:
+def _part(one: _Map, planes: Sequence[Dataset], source: SourceSeries, kind: str, model: str) -> Segmentation:
     """The Segmentation of structures that do not overlap."""
-    from highdicom import PixelMeasuresSequence, PlaneOrientationSequence, PlanePositionSequence
     from highdicom.coding_schemes import CodingSchemeIdentificationItem
     from highdicom.seg import Segmentation
 
     algorithm = _algorithm(model)
     own = [a for a in one.anatomies if code_of(a)[1] == OWN_SCHEME]
     return Segmentation(
-        source_images=[data for _, data in images.values()],
+        source_images=planes,
         pixel_array=one.labels,
         segmentation_type=kind.upper(),
         segment_descriptions=[_described(a, number, source, algorithm) for a, number in zip(one.anatomies, one.numbers, strict=True)],
@@ -183,9 +186,6 @@ def _part(one: _Map, grid: Grid, source: SourceSeries, images: dict[str, tuple[S
         series_time=source.time,
         specific_character_set=source.charset([model, *(a.name for a in one.anatomies)]),
         coding_schemes=[CodingSchemeIdentificationItem(designator=OWN_SCHEME, name=OWN_SCHEME_NAME)] if own else None,
-        pixel_measures=PixelMeasuresSequence(pixel_spacing=grid.pixel_mm[::-1], slice_thickness=grid.step_mm, spacing_between_slices=grid.step_mm),
-        plane_orientation=PlaneOrientationSequence("PATIENT", [*grid.row, *grid.column]),
-        plane_positions=[PlanePositionSequence("PATIENT", plane.position) for plane in grid.planes],
     )
 
 
@@ -299,15 +299,18 @@ class _Bits:
 # ---- what it refers to ------------------------------------------------------------------------------------------------
 
 
-def _refer(seg: Segmentation, source: SourceSeries, images: dict[str, tuple[Slice, Dataset]]) -> None:
-    """Put the source's images where their stand-ins are named."""
+def _refer(seg: Segmentation, grid: Grid, source: SourceSeries) -> None:
+    """Put the source's images where the planes stand in for them, and nothing where there is none."""
+    planes = {_stand_in(k): plane for k, plane in enumerate(grid.planes)}
     for frame in seg.PerFrameFunctionalGroupsSequence:
-        for derivation in frame.DerivationImageSequence:
-            for reference in derivation.SourceImageSequence:
-                if stand_in := images.get(str(reference.ReferencedSOPInstanceUID)):
-                    _name(reference, stand_in[0], frame=True)
-    files = [_name(_empty(), image) for image in source.files]
-    seg.SourceImageSequence = files
+        reference = frame.DerivationImageSequence[0].SourceImageSequence[0]
+        plane = planes.get(str(reference.ReferencedSOPInstanceUID))  # frames in one plane share one: it may be named already
+        if plane and plane.image:
+            _name(reference, plane.image, frame=True)
+            reference.SpatialLocationsPreserved = "YES" if grid.is_of(plane) else "NO"
+        elif plane:
+            frame.DerivationImageSequence = []
+    seg.SourceImageSequence = [_name(_empty(), image) for image in source.files]
     seg.ReferencedSeriesSequence[0].ReferencedInstanceSequence = [_name(_empty(), image) for image in source.files]
 
 

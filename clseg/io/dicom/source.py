@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +32,7 @@ _STUDY = ("StudyInstanceUID", "StudyDate", "StudyTime", "StudyID", "AccessionNum
 _NAMES = ("PatientName", "ReferringPhysicianName")
 _IMAGE = ("SeriesInstanceUID", "FrameOfReferenceUID", "PositionReferenceIndicator", "Modality", "LossyImageCompression")
 _WHEN = (("SeriesDate", "SeriesTime"), ("AcquisitionDate", "AcquisitionTime"), ("ContentDate", "ContentTime"), ("StudyDate", "StudyTime"))
-_REQUIRED = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyID", "StudyDate", "StudyTime", "AccessionNumber", "ReferringPhysicianName")
+_REQUIRED = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyID", "StudyDate", "StudyTime", "AccessionNumber", "ReferringPhysicianName", "PositionReferenceIndicator")
 _DATE, _TIME = r"\d{4}(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])", r"([01]\d|2[0-3])([0-5]\d([0-5]\d(\.\d{1,6})?)?)?"
 _FORMS = {"PatientBirthDate": _DATE, "PatientSex": "[MFO]", "PatientIdentityRemoved": "YES|NO", "LossyImageCompression": "00|01"}
 _UNIT = 1e-4  # how far directions may be off and still be the same
@@ -49,8 +49,9 @@ class Plane:
 
 @dataclass(frozen=True)
 class Grid:
-    """A scan's grid as DICOM says it: `row`, `column` (3,) are the directions of i and j, `pixel_mm` the steps along them, `step_mm` from plane to plane."""
+    """A scan's grid as DICOM says it: `row`, `column` (3,) are the directions of i and j, `size` and `pixel_mm` their numbers and steps, `step_mm` is from plane to plane."""
 
+    size: tuple[int, int]
     row: np.ndarray
     column: np.ndarray
     pixel_mm: tuple[float, float]
@@ -60,6 +61,15 @@ class Grid:
     @property
     def normal(self) -> np.ndarray:
         return np.cross(self.row, self.column)
+
+    def is_of(self, plane: Plane) -> bool:
+        """Whether the pixels of a plane are those of its image, within 1e-3 mm."""
+        image = plane.image
+        if image is None or image.size != self.size:
+            return False
+        steps = [self.row * self.pixel_mm[0] - image.row * image.pixel_mm[0], self.column * self.pixel_mm[1] - image.column * image.pixel_mm[1]]
+        off_mm = np.abs(plane.position - image.position) + np.abs(steps[0]) * self.size[0] + np.abs(steps[1]) * self.size[1]
+        return bool(off_mm.max() < 1e-3)
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,7 +130,7 @@ class SourceSeries:
     def _own_grid(self, scan: Volume) -> Grid:
         first = self.images[0]
         step_mm = abs(float(_lps(scan.affine)[:, 2] @ first.normal))
-        return Grid(first.row, first.column, first.pixel_mm, step_mm, tuple(Plane(image.position, image) for image in self.images))
+        return Grid(first.size, first.row, first.column, first.pixel_mm, step_mm, tuple(Plane(image.position, image) for image in self.images))
 
     def _other_grid(self, scan: Volume) -> Grid:
         affine = _lps(scan.affine)
@@ -129,10 +139,10 @@ class SourceSeries:
         if abs(row @ column) > 1e-3:
             raise InputError(f"The scan's axes are not at right angles (cosine {row @ column:.4f}), which DICOM cannot say.", tip="Resample the scan onto a straight grid.")
         column = column - (column @ row) * row
-        grid = Grid(row, column / np.linalg.norm(column), (i, j), 0.0, ())
+        grid = Grid(scan.shape[:2], row, column / np.linalg.norm(column), (i, j), 0.0, ())
         positions = [affine @ [0, 0, k, 1] for k in range(scan.shape[2])]
         planes = tuple(Plane(position, self._image_in_plane(grid.normal, position)) for position in positions)
-        return Grid(grid.row, grid.column, grid.pixel_mm, abs(float(affine[:, 2] @ grid.normal)), planes)
+        return replace(grid, planes=planes, step_mm=abs(float(affine[:, 2] @ grid.normal)))
 
     def _image_in_plane(self, normal: np.ndarray, position: np.ndarray) -> Slice | None:
         mine = self.images[0].normal
