@@ -148,7 +148,7 @@ def voxels_of(points: np.ndarray, scan: Volume) -> np.ndarray:
 
 
 def voxel_places(points: np.ndarray, scan: Volume) -> np.ndarray:
-    """Points (…, 3) in LPS mm as voxels (i, j, k), through SimpleITK."""
+    """Points (…, 3) in LPS mm as voxels (i, j, k), by what SimpleITK says of the origin and of points 1 m along the axes."""
     import SimpleITK as sitk
 
     image = sitk.Image(*map(int, scan.shape), sitk.sitkUInt8)
@@ -156,8 +156,8 @@ def voxel_places(points: np.ndarray, scan: Volume) -> np.ndarray:
     image.SetOrigin(lps[:, 3])
     image.SetSpacing(scan.spacing)
     image.SetDirection((lps[:, :3] / scan.spacing).ravel())
-    flat = points.reshape(-1, 3).tolist()
-    return np.array([image.TransformPhysicalPointToContinuousIndex(point) for point in flat]).reshape(points.shape)
+    said = np.array([image.TransformPhysicalPointToContinuousIndex(point) for point in ([0.0, 0, 0], *(1000 * np.eye(3)).tolist())])
+    return said[0] + points / 1000 @ (said[1:] - said[0])
 
 
 def _numbers(data: Dataset, group: Dataset, pixels: np.ndarray) -> list[int]:
