@@ -172,14 +172,15 @@ def rtstruct_masks(data: Dataset, scan: Volume) -> dict[str, np.ndarray]:
     from skimage.measure import points_in_poly
 
     masks = {}
-    pixels = np.argwhere(np.ones(scan.shape[:2])).astype(float)
     for name, contours in rtstruct_contours(data):
         mask = masks[name] = np.zeros(scan.shape, bool)
         for points, _ in contours:
             ijk = voxel_places(points, scan)
             k = round(ijk[0, 2])
             assert np.abs((ijk[:, 2] - k) * scan.spacing[2]).max() < 1e-3
-            mask[:, :, k] ^= points_in_poly(pixels, ijk[:, :2]).reshape(scan.shape[:2])
+            low, high = np.floor(ijk[:, :2].min(axis=0) + 0.6).astype(int), np.ceil(ijk[:, :2].max(axis=0) + 0.4).astype(int)
+            box = mask[low[0] : high[0], low[1] : high[1], k]
+            box ^= points_in_poly(np.argwhere(np.ones(box.shape)) + low, ijk[:, :2]).reshape(box.shape)
     return masks
 
 

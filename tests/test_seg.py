@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import importlib.util
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from pydicom.dataset import Dataset
 
 from clseg.catalogue import Catalogue
 from clseg.errors import OutputError, UsageError
+from clseg.io.dicom.rtstruct import write_rtstruct
 from clseg.io.dicom.source import source_of
 from clseg.io.files import read
 from clseg.io.segments import Segments
@@ -258,9 +260,8 @@ def test_a_name_beyond_ascii_survives(tmp_path: Path) -> None:
     assert str(data.PatientName) == "Müller^Jörg"
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")  # of what we write into the source
 def test_malformed_elements_of_the_source_do_not_stop_a_result(tmp_path: Path) -> None:
-    """A sex that is none, a birth date that is none, a name of 100 letters and UIDs with letters: written all the same."""
+    """A sex that is none, a birth date that is none, a name of 100 letters and UIDs with letters: both kinds of results are written all the same, without a warning."""
 
     def spoiled(k: int, image: Dataset) -> None:
         in_study(k, image)
@@ -268,8 +269,13 @@ def test_malformed_elements_of_the_source_do_not_stop_a_result(tmp_path: Path) -
         image.StudyInstanceUID = "1.2.abc"
         del image.FrameOfReferenceUID
 
-    write_series(tmp_path / "in", scan_on(straight()), spoiled)
-    data, _ = written(tmp_path / "in", tmp_path / "x.dcm")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        write_series(tmp_path / "in", scan_on(straight()), spoiled)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        data, segments = written(tmp_path / "in", tmp_path / "x.dcm")
+        write_rtstruct(tmp_path / "y.dcm", segments, source_of(tmp_path / "in"))
     assert (data.StudyInstanceUID, data.PatientSex, data.PatientBirthDate) == ("1.2.abc", "", "")
 
 

@@ -19,16 +19,18 @@ from clseg.errors import UsageError
 from clseg.io.dicom.codes import Code, category_of, code_of, label_of, side_of
 from clseg.io.dicom.headers import Slice
 from clseg.io.dicom.seg import SERIES_AFTER
-from clseg.io.dicom.source import Grid, Plane, SourceSeries, uid_of
+from clseg.io.dicom.source import Grid, Plane, SourceSeries, uid_of, unheeded
 from clseg.io.files import AnyPath, writing
 from clseg.io.segments import Segments
 from clseg.spatial.outline import Outline, outlines
 
 if TYPE_CHECKING:
+    from pydicom.dataelem import RawDataElement
     from pydicom.dataset import Dataset
 
 _RT_STRUCTURE_SET = "1.2.840.10008.5.1.4.1.1.481.3"
 _STUDY_MANAGEMENT = "1.2.840.10008.3.1.2.3.1"  # retired, and still what structure sets call a study
+_CONTOUR_DATA = 0x30060050
 _DIGITS = 4  # after the point of a millimetre
 
 
@@ -55,8 +57,8 @@ def write_rtstruct(file: AnyPath, segments: Segments, source: SourceSeries | Non
         return False
     grid = source.grid_of(segments.scan)
     rois = [_Roi(number, a, _contours(segments, a, grid)) for number, a in enumerate(segments.present, 1)]
-    data = _structure_set(rois, source, model)
-    with writing(file) as stream:
+    with unheeded(), writing(file) as stream:
+        data = _structure_set(rois, source, model)
         data.save_as(stream, enforce_file_format=True)
     return True
 
@@ -97,15 +99,21 @@ def _in_patient(outline: Outline, plane: Plane, grid: Grid) -> np.ndarray:
 
 
 def _contour(points: np.ndarray, image: Slice | None, number: int) -> Dataset:
-    item = _dataset(
-        ContourGeometricType="CLOSED_PLANAR",
-        NumberOfContourPoints=len(points),
-        ContourNumber=number,
-        ContourData=[f"{number:.{_DIGITS}f}" for number in (points.round(_DIGITS) + 0.0).ravel().tolist()],
-    )
+    item = _dataset(ContourGeometricType="CLOSED_PLANAR", NumberOfContourPoints=len(points), ContourNumber=number)
+    item[_CONTOUR_DATA] = _decimals(points)
     if image is not None:
         item.ContourImageSequence = [_reference(image, frame=True)]
     return item
+
+
+def _decimals(points: np.ndarray) -> RawDataElement:
+    """Contour Data as it is written: pydicom makes an object of every number, and there are millions."""
+    from pydicom.dataelem import RawDataElement
+    from pydicom.tag import Tag
+
+    text = "\\".join([f"{number:.{_DIGITS}f}" for number in (points.round(_DIGITS) + 0.0).ravel().tolist()]).encode()
+    text += b" " * (len(text) % 2)
+    return RawDataElement(Tag(_CONTOUR_DATA), "DS", len(text), text, 0, True, True)
 
 
 # ---- the structure set ------------------------------------------------------------------------------------------------
@@ -210,5 +218,5 @@ def _digest(rois: Sequence[_Roi]) -> str:
     for roi in rois:
         digest.update(f"{roi.number} {roi.anatomy.name}".encode())
         for contour in roi.contours:
-            digest.update("\\".join(map(str, contour.ContourData)).encode())
+            digest.update(contour.get_item(_CONTOUR_DATA).value)
     return digest.hexdigest()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,7 @@ from clseg.catalogue import Anatomy
 from clseg.errors import OutputError, UsageError
 from clseg.io.dicom.codes import OWN_SCHEME, OWN_SCHEME_NAME, Code, category_of, code_of, label_of, regions_of, side_of
 from clseg.io.dicom.headers import Slice
-from clseg.io.dicom.source import Grid, SourceSeries, uid_of
+from clseg.io.dicom.source import Grid, SourceSeries, uid_of, unheeded
 from clseg.io.files import AnyPath, writing
 from clseg.io.segments import Segments
 
@@ -54,8 +53,7 @@ def write_seg(file: AnyPath, segments: Segments, source: SourceSeries | None, *,
     check_seg(source)
     if not segments.present:
         return False
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of values that came with the source
+    with unheeded():
         seg = _segmentation(segments, source, kind, model)
         with writing(file) as stream:
             seg.save_as(stream, enforce_file_format=True)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -170,6 +172,14 @@ def source_of(path: AnyPath, series: str | None = None) -> SourceSeries | None:
     return _series(choose(images(path), path, series=series), path) if is_dicom(path) else None
 
 
+@contextmanager
+def unheeded() -> Iterator[None]:
+    """pydicom and highdicom warn of values that are out of form; those came with the source, and nobody here can mend them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
 def uid_of(*parts: str) -> str:
     """A UID (2.25.…) that depends on the parts alone."""
     return f"2.25.{uuid5(_NAMESPACE, chr(0).join(parts)).int}"
@@ -181,7 +191,8 @@ def _series(slices: Sequence[Slice], place: Path) -> SourceSeries:
     header = _header(chosen[0].path)
     _refuse_nameless(chosen, header, place)
     date, time = next(_dated(header), (NO_DATE, NO_TIME))
-    return SourceSeries(chosen, _facts(header), date, time)
+    with unheeded():
+        return SourceSeries(chosen, _facts(header), date, time)
 
 
 def _header(file: Path) -> Dataset:
