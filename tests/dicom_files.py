@@ -31,6 +31,15 @@ def marked(**values: object) -> Change:
     return mark
 
 
+def in_study(number: int, image: Dataset) -> None:
+    """A change that gives every image what results refer to: a patient, a study and a frame of reference, and devices that nobody else needs to know."""
+    image.PatientName, image.PatientID, image.PatientBirthDate, image.PatientSex = "Doe^Jane", "P-7", "19510203", "F"
+    image.StudyInstanceUID, image.StudyID, image.AccessionNumber, image.ReferringPhysicianName = f"{ROOT}.500", "S5", "A6", "Roe^Richard"
+    image.StudyDate, image.StudyTime, image.SeriesDate, image.SeriesTime = "20210304", "101112", "20210304", "101500"
+    image.FrameOfReferenceUID, image.PositionReferenceIndicator = f"{ROOT}.600", ""
+    image.Manufacturer, image.InstitutionName, image.PatientComments = "Scanners Inc", "St. Elsewhere", "secret"
+
+
 def write_series(folder: Path, volume: Volume, change: Change = unchanged, *, series: int = 1, slope: float = 1.0, intercept: float = -1024.0) -> list[Path]:
     """One file per k of `volume` (HU, RAS+ affine), stored as 32-bit integers; `change(k, dataset)` spoils them."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -36,7 +36,7 @@ class Slice:
     `position` (3,) is the centre of the first pixel and `row`, `column` (3,) the directions in which column and row
     numbers grow, in DICOM's patient coordinates (LPS, mm); None where the header has none.  `pixel_mm` are the distances
     between columns and between rows.  HU = stored value × `slope` + `intercept`.  `phase` tells apart images that lie at
-    the same place for a reason, such as time points.
+    the same place for a reason, such as time points.  `uid` and `sop_class` name the file, which holds so many `frames`.
     """
 
     path: Path
@@ -56,6 +56,8 @@ class Slice:
     intercept: float
     instance: int
     phase: tuple[str, ...]
+    sop_class: str = ""
+    frames: int = 1
 
     @property
     def placed(self) -> bool:
@@ -211,6 +213,8 @@ def _slice(file: Path, header: Dataset, frame: int, own: dict[str, Any]) -> Slic
         intercept=_number(own["intercept"], 0.0),
         instance=_whole(header.get("InstanceNumber")) or 0,
         phase=tuple("" if value is None else str(value) for value in own["phase"]),
+        sop_class=str(header.get("SOPClassUID") or _IMAGES[0]),
+        frames=int(header.get("NumberOfFrames") or 1),
     )
 
 

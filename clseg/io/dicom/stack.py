@@ -37,7 +37,7 @@ def build(slices: Sequence[Slice], place: Path, found: Found = unheard) -> Volum
     beside the others, and damaged pixels.
     """
     decoder = Decoder()
-    ordered, heights = _in_order(slices)
+    ordered, heights = in_order(slices)
     ordered, heights = _once(ordered, heights, decoder, found)
     if len(ordered) < 2:
         raise InputError(f"'{place}' holds a single slice, expected a scan of two or more.", tip="Give the folder that holds the whole series.")
@@ -56,16 +56,21 @@ def build(slices: Sequence[Slice], place: Path, found: Found = unheard) -> Volum
     return Volume(stack.transpose(2, 1, 0), _affine(ordered[0], origin, step))
 
 
-def _in_order(slices: Sequence[Slice]) -> tuple[list[Slice], np.ndarray]:
+def in_order(slices: Sequence[Slice]) -> tuple[list[Slice], np.ndarray]:
     """The slices by their height (mm) along the normal of their planes."""
     normal = slices[0].normal
     ordered = sorted(slices, key=lambda one: (round(float(one.position @ normal), 3), one.instance, str(one.path)))
     return ordered, np.array([float(one.position @ normal) for one in ordered])
 
 
+def first_at_every_height(heights: np.ndarray) -> np.ndarray:
+    """True for the first of the slices at every height, for heights (mm) that rise."""
+    return np.concatenate([[True], np.diff(heights) > DUPLICATE_MM])
+
+
 def _once(ordered: list[Slice], heights: np.ndarray, decoder: Decoder, found: Found) -> tuple[list[Slice], np.ndarray]:
     """The first slice at every height."""
-    first = np.concatenate([[True], np.diff(heights) > DUPLICATE_MM])
+    first = first_at_every_height(heights)
     if first.all():
         return ordered, heights
     groups = np.cumsum(first) - 1
