@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 
 from clseg.catalogue import Anatomy, Catalogue
-from clseg.io.dicom.codes import SIDES, category_of, code_of, label_of, regions_of, side_of
+from clseg.io.dicom.codes import category_of, code_of, label_of, regions_of, side_of
 
 CATALOGUE = Catalogue.builtin()
+
+SIDES = {"left": ("7771000", "SCT", "Left"), "right": ("24028007", "SCT", "Right")}
 
 
 @pytest.mark.parametrize(
@@ -27,7 +29,7 @@ def test_a_structure_has_a_code_and_a_side_where_the_code_does_not_say_it(name: 
     assert side_of(anatomy) == (SIDES[side] if side else None)
 
 
-@pytest.mark.parametrize(("name", "meaning", "rt_type"), [("liver", "Anatomical Structure", "ORGAN"), ("body", "Anatomical Structure", "EXTERNAL"), ("gtv_lung", "Morphologically Abnormal Structure", "GTV")])
+@pytest.mark.parametrize(("name", "meaning", "rt_type"), [("liver", "Anatomical Structure", "ORGAN"), ("body", "Anatomical Structure", "EXTERNAL"), ("gtv_lung", "Morphologically Altered Structure", "GTV")])
 def test_organs_bodies_and_lesions_are_told_apart(name: str, meaning: str, rt_type: str) -> None:
     """By the group in the catalogue."""
     category = category_of(CATALOGUE[name])

@@ -40,7 +40,7 @@ def terms_of(anatomy: Anatomy) -> Terms:
     no concept is a tissue, which is what 3D Slicer calls a segment of which it knows nothing.
     """
     word = words()
-    side = word[anatomy.side] if anatomy.side and _open_to_side(anatomy) else None
+    side = word[anatomy.side] if anatomy.side and open_to_side(anatomy) else None
     if anatomy.hosts or LESIONS in anatomy.groups:
         region = _region(anatomy)
         return Terms(word["altered_structure"], _type(anatomy), None if region else side, region, side if region else None)
@@ -55,6 +55,13 @@ def words() -> dict[str, Code]:
         return {row["word"]: Code(row["code"], row["meaning"]) for row in csv.DictReader(table)}
 
 
+def open_to_side(anatomy: Anatomy) -> bool:
+    """Whether the concept leaves the side of the structure open: not so for `Left atrium`, which says its side itself, so that the right one is another concept."""
+    if anatomy.snomed is None or anatomy.partner is None:
+        return anatomy.snomed is None
+    return Catalogue.builtin()[anatomy.partner].snomed == anatomy.snomed
+
+
 def _named(anatomy: Anatomy) -> Code | None:
     """The concept of a structure, or that of a group of it."""
     if anatomy.snomed:
@@ -64,13 +71,6 @@ def _named(anatomy: Anatomy) -> Code | None:
 
 def _type(anatomy: Anatomy) -> Code:
     return _named(anatomy) or words()["tissue"]
-
-
-def _open_to_side(anatomy: Anatomy) -> bool:
-    """False for `Left atrium`, which says its side itself, so that the right one is another concept."""
-    if anatomy.snomed is None or anatomy.partner is None:
-        return anatomy.snomed is None
-    return Catalogue.builtin()[anatomy.partner].snomed == anatomy.snomed
 
 
 def _region(lesion: Anatomy) -> Code | None:

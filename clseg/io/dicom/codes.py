@@ -1,6 +1,7 @@
 """Codes: what DICOM results say about a structure: SNOMED CT codes, sides, the UIDs and names of a segment.
 
-The codes are data: `anatomies.csv` for the structures, `dicom_categories.csv` for what kinds of things they are.
+The codes are data: `anatomies.csv` for the structures, `terms.csv` for other concepts, `dicom_categories.csv` for what
+kinds of things they are.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ from functools import cache
 from importlib.resources import files
 
 from clseg.catalogue import Anatomy, Catalogue
+from clseg.io.terminology import SCHEME, open_to_side, words
 
 OWN_SCHEME, OWN_SCHEME_NAME = "99CLSEG", "Ids of the clseg catalogue of structures"
-SIDES = {"left": ("7771000", "SCT", "Left"), "right": ("24028007", "SCT", "Right")}
 _LONGEST = 64  # characters of a DICOM text
 
 Code = tuple[str, str, str]
@@ -37,18 +38,13 @@ def category_of(anatomy: Anatomy) -> Category:
 def code_of(anatomy: Anatomy) -> Code:
     """The SNOMED CT code without side; the catalogue's id in a private scheme for structures that have none."""
     if anatomy.snomed:
-        return anatomy.snomed[0], "SCT", anatomy.snomed[1][:_LONGEST]
+        return anatomy.snomed[0], SCHEME, anatomy.snomed[1][:_LONGEST]
     return str(anatomy.id), OWN_SCHEME, label_of(anatomy)
 
 
 def side_of(anatomy: Anatomy) -> Code | None:
     """The side, where the code does not say it: the left ventricle of the heart has a code of its own."""
-    if not anatomy.side:
-        return None
-    if anatomy.snomed is None:
-        return SIDES[anatomy.side]
-    partners = [other for other in Catalogue.builtin() if other.name == anatomy.partner]
-    return SIDES[anatomy.side] if any(other.snomed == anatomy.snomed for other in partners) else None
+    return _concept(anatomy.side) if anatomy.side and open_to_side(anatomy) else None
 
 
 def regions_of(anatomy: Anatomy) -> tuple[Code, ...]:
@@ -63,8 +59,13 @@ def label_of(anatomy: Anatomy) -> str:
     return anatomy.name[:_LONGEST]
 
 
+def _concept(word: str) -> Code:
+    code = words()[word]
+    return code.value, SCHEME, code.meaning
+
+
 @cache
 def _categories() -> dict[str, Category]:
     """Group → Category; that of all others under the empty name."""
     with files("clseg.data").joinpath("dicom_categories.csv").open(encoding="utf-8", newline="") as table:
-        return {row["group"]: Category((row["category_code"], "SCT", row["category_meaning"]), row["rt_type"]) for row in csv.DictReader(table)}
+        return {row["group"]: Category(_concept(row["category"]), row["rt_type"]) for row in csv.DictReader(table)}
