@@ -413,12 +413,12 @@ def test_a_scan_against_its_header_is_told(monkeypatch):
 
     from clseg.inference import infer
 
-    model = SimpleNamespace(slices={"lungs": (0.3, 0.7)})
+    model = SimpleNamespace(slices={"lungs": (0.3, 0.7)}, label_slices={})
     parts, placement = SimpleNamespace(models=(model,), scorer=object()), SimpleNamespace(shape=(4, 4, 50), spacing=(3.0,) * 3, orientation="RAS")
     for ends, warned in (((0.9, 0.2), 1), ((0.2, 0.9), 0)):
         told = Told()
         monkeypatch.setattr(infer, "score_grid", lambda *_, ends=ends: np.linspace(*ends, 50))
-        assert infer.slices_in_reach(parts, None, placement, told)["lungs"] is not None
+        assert infer.slices_in_reach(parts, None, placement, told).decoders["lungs"] is not None
         assert len([text for text in told.warnings if "upside down" in text]) == warned
 
 
