@@ -51,7 +51,7 @@ class Output:
     @property
     def reports(self) -> list[Path]:
         """Everything that is not a mask, run.json last."""
-        return [self.beside(name) for name in ("statistics.json", "statistics.csv", "preview.png", "run.json")]
+        return [self.beside(name) for name in ("statistics.json", "statistics.csv", "confidence.nii.gz", "preview.png", "run.json")]
 
     def existing(self, names: list[str]) -> list[Path]:
         """Results that a run for these structures would replace or remove."""
@@ -61,7 +61,7 @@ class Output:
     def stale(self, names: list[str]) -> list[Path]:
         """Files of an earlier run that would contradict a new one for these structures.
 
-        Its statistics, preview and run.json; its one label map beside new masks, or its
+        Its statistics, map of confidence, preview and run.json; its one label map beside new masks, or its
         masks of these structures beside a new label map.  What else is in the folder may
         be somebody's own: a label map counts only with its names beside it, masks only
         where the earlier run.json lists them.

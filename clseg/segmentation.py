@@ -18,6 +18,9 @@ from clseg.io.nifti import write_mask, write_structure
 from clseg.io.segments import Segments
 from clseg.measure import Statistics, measure, to_json, to_rows
 from clseg.output import Output
+from clseg.review import Certainty, Review, review
+from clseg.review import to_json as review_json
+from clseg.review import to_rows as review_rows
 from clseg.stopwatch import Stopwatch
 from clseg.volume import Volume
 
@@ -29,7 +32,9 @@ class Segmentation:
     `scan` is the CT as it was read.  `layers` are uint16 label maps of catalogue ids
     on its grid: a structure and its parts (body, skeleton, mandible) overlap, so they
     lie on different layers, parts later.  `wanted` is what was asked for;
-    `out_of_range` are those whose decoders had no slice to run on.
+    `out_of_range` are those that no slice of the scan can show.  `certainties` say how
+    sure the network was, by structure; `confidence_map` is uint8 on the scan's grid, the
+    probability × 255 of what was painted, where `Settings.confidence_map` asked for it.
     """
 
     scan: Volume
@@ -38,6 +43,8 @@ class Segmentation:
     out_of_range: frozenset[str] = frozenset()
     facts: Mapping[str, Any] = field(default_factory=dict)
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
+    certainties: Mapping[str, Certainty] = field(default_factory=dict)
+    confidence_map: np.ndarray | None = None
 
     @property
     def names(self) -> dict[str, int]:
@@ -69,14 +76,22 @@ class Segmentation:
 
     def statistics(self) -> dict[str, Statistics]:
         """Volume, HU, place and completeness of every wanted structure; see `clseg.measure`."""
+        return dict(self._statistics)
+
+    @cached_property
+    def _statistics(self) -> dict[str, Statistics]:
         return measure(self.layers, self.scan, self.names, out_of_range=self.out_of_range)
+
+    def review(self) -> dict[str, Review]:
+        """How sure the network was of every wanted structure, and whether somebody should look at it; see `clseg.review`."""
+        return review(self._statistics, self.wanted, self.certainties)
 
     def save(
         self, output: str | os.PathLike[str], *, multilabel: bool = False, statistics: bool = False, preview: bool = False
     ) -> list[Path]:
         """Write everything and return the files, each of which appears whole or not at all.
 
-        Statistics, a preview or a label map that an earlier run left there and this
+        Statistics, a preview, a map of confidence or a label map that an earlier run left there and this
         one does not write are removed.  `output` is a folder (one `<structure>.nii.gz` per structure found, or with
         `multilabel` one `segmentation.nii.gz`), or a file name ending in .nii or
         .nii.gz for one label map; statistics and `run.json` then take its name as
@@ -89,7 +104,7 @@ class Segmentation:
             check_writable(prepare_folder(place.folder), self._bytes_needed(place))
             for file in (run, *stale):  # run.json first: where it stands, the results beside it are complete
                 _remove(file)
-            files = self._save_masks(place)
+            files = self._save_masks(place) + self._save_confidence(place)
         if statistics:
             with watch.lap("statistics"):
                 files += self._save_statistics(place)
@@ -127,11 +142,20 @@ class Segmentation:
             write_mask(file, self.mask(anatomy.name), self.scan)
 
     def _save_statistics(self, place: Output) -> list[Path]:
-        values = self.statistics()
+        values, reviews = self.statistics(), self.review()
         json_file, csv_file = place.beside("statistics.json"), place.beside("statistics.csv")
-        write_json(json_file, to_json(values))
-        write_csv(csv_file, *to_rows(values))
+        judged = review_json(reviews)
+        write_json(json_file, {name: {**one, **judged[name]} for name, one in to_json(values).items()})
+        (header, rows), (more, judgements) = to_rows(values), review_rows(reviews)
+        write_csv(csv_file, [*header, *more], [[*row, *judgement] for row, judgement in zip(rows, judgements, strict=True)])
         return [json_file, csv_file]
+
+    def _save_confidence(self, place: Output) -> list[Path]:
+        if self.confidence_map is None:
+            return []
+        file = place.beside("confidence.nii.gz")
+        write_mask(file, self.confidence_map, self.scan)
+        return [file]
 
     def _save_preview(self, place: Output) -> Path:
         from clseg.report.preview import save_preview
@@ -149,6 +173,7 @@ class Segmentation:
         else:
             files = 1 if place.multilabel else len(self.present)
             masks = files * size // 900 + sum(one.voxels for there in self.segments.regions for one in there.values()) // 4
+        masks += 0 if self.confidence_map is None else size // 4
         return 2_000_000 + masks  # the reports have room in two megabytes
 
     def _run(self, files: Sequence[Path], watch: Stopwatch) -> dict[str, Any]:

@@ -18,7 +18,7 @@ LAYERS = [
     {"errors"},
     {"volume", "catalogue", "manifest", "recipe", "environment", "progress", "stopwatch", "allocator", "data"},
     {"io", "spatial", "weights", "network"},
-    {"inference", "measure", "metrics", "report", "phantom", "output", "evaluate", "settings"},
+    {"inference", "measure", "review", "metrics", "report", "phantom", "output", "evaluate", "settings"},
     {"segmentation", "pipeline"},
     {"training"},
     {"cli", "__main__"},

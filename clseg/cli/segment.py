@@ -35,7 +35,8 @@ def run(
     roi: Annotated[list[str] | None, typer.Option("-r", "--roi", help="Groups and structures, e.g. chest or liver,spleen; may be repeated. Default: all.", show_default=False)] = None,
     series: Annotated[str | None, typer.Option("--series", help="Number or UID of the DICOM series, where there are several.", show_default=False)] = None,
     multilabel: Annotated[bool, typer.Option("--ml", help="One label map instead of one mask per structure.")] = False,
-    stats: Annotated[bool, typer.Option("--stats", help="Write statistics.json and .csv: volumes, HU, completeness.")] = False,
+    stats: Annotated[bool, typer.Option("--stats", help="Write statistics.json and .csv: volumes, HU, completeness, and what to look at.")] = False,
+    save_confidence: Annotated[bool, typer.Option("--save-confidence", help="Write confidence.nii.gz: how sure the network is, voxel by voxel.")] = False,
     preview: Annotated[bool, typer.Option("--preview", help="Write preview.png, an overlay in three planes.")] = False,
     model: Annotated[str, typer.Option("-m", "--model", help="Model to use; see `clseg rois`.")] = "starter",
     device: Annotated[str, typer.Option("-d", "--device", help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
@@ -79,11 +80,13 @@ def run(
         sources = known(sources_of(mirror, manifest, allow_http), offline)
         check_call(input, output, names, model, device, multilabel, overwrite, sources)
         options = {"model": model, "device": device, "step": step, "threads": threads, "restore": restore}
-        options |= {"offline": offline, "sources": sources, "series": series}
+        options |= {"confidence_map": save_confidence, "offline": offline, "sources": sources, "series": series}
         result = segment_and_save(
             input, output, names, terminal, options, {"multilabel": multilabel, "statistics": stats, "preview": preview}
         )
         report(result, output, terminal)
+        if stats:
+            report_review(result, terminal)
         if profile:
             show_profile(Output.at(output, multilabel).beside("run.json"), terminal)
 
@@ -159,6 +162,13 @@ def report(result: Segmentation, output: Path, terminal: Terminal) -> None:
         terminal.note(f"looked for and not found: {', '.join(absent)}")
     if beyond := [name for name in missing if name in result.out_of_range]:
         terminal.note(f"not looked for, as the scan does not reach their part of the body: {', '.join(beyond)}")
+
+
+def report_review(result: Segmentation, terminal: Terminal) -> None:
+    """Which structures somebody should look at, in one line."""
+    doubtful = [name for name, one in result.review().items() if one.review]
+    names = f" ({', '.join(doubtful)}): see review and reasons in the statistics" if doubtful else ""
+    terminal.note(f"review: {len(doubtful)} of {len(result.present)} structures{names}")
 
 
 def show_profile(run: Path, terminal: Terminal) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from clseg.catalogue import Anatomy, Catalogue
 from clseg.inference.bodypart import score_grid, score_scan, upside_down
 from clseg.inference.clean import clean
+from clseg.inference.confidence import Confidence
 from clseg.inference.engine import Engine
 from clseg.inference.extent import Reach, extents, label_extents
 from clseg.inference.merge import Canvas
@@ -36,7 +37,7 @@ Layers = dict[int, np.ndarray]
 
 @dataclass(frozen=True)
 class Task:
-    """What is wanted of a scan, how, on which device, and who hears of it."""
+    """What is wanted of a scan, how, on which device, who hears of it, and who notes how sure the decoders are."""
 
     wanted: tuple[Anatomy, ...]
     catalogue: Catalogue
@@ -44,6 +45,7 @@ class Task:
     device: str = "cpu"
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
     report: Progress = SILENT
+    confidence: Confidence = field(default_factory=Confidence)
 
 
 def infer(scan: Volume, parts: Parts, task: Task) -> tuple[list[np.ndarray], list[str]]:
@@ -75,6 +77,8 @@ def planned(scan: Volume, parts: Parts, task: Task) -> tuple[Layers, set[str]]:
             answers = [replace(answer, plan=replace(answer.plan, export="nearest")) for answer in answers]
         with task.report.stage("Segmenting", windows_of(answers, settings.step)) as advance:
             found = list(segment_planned(scan, answers, step=settings.step, advance=advance))
+        for answer, label_map in found:
+            task.confidence.hear_map(label_map, answer.labels, scan.shape)
         layers = compose(scan, found, task.wanted, task.catalogue)
     return layers, {label for answer in answers for label in answer.labels}
 
@@ -111,6 +115,7 @@ def house(scan: Volume, parts: Parts, task: Task) -> tuple[Layers, set[str]]:
         for depth, layer in canvas.layers.items():
             restored[depth] = restore(layer, placement, scan, smooth=task.settings.restore == "smooth")
             advance(1)
+        task.confidence.settle(placement, scan)
     return restored, {label for name in reach.decoders for label in reach.reached(name, parts.labels[name])}
 
 
@@ -140,6 +145,7 @@ def _painted(
         for predictor in predictors:
             predictor.advance = advance
         for slab in slabs(predictors, hu, reach.decoders):
+            task.confidence.hear(slab, parts.labels, placement.shape)
             canvas.paint(slab, parts.labels)
         canvas.finish()
     return canvas
