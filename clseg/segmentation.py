@@ -18,7 +18,7 @@ from clseg.io.nifti import write_mask, write_structure
 from clseg.io.segments import Segments
 from clseg.measure import Statistics, measure, to_json, to_rows
 from clseg.output import Output
-from clseg.review import Certainty, Review, review
+from clseg.review import Certainty, Review, review, scattered
 from clseg.review import to_json as review_json
 from clseg.review import to_rows as review_rows
 from clseg.stopwatch import Stopwatch
@@ -84,7 +84,13 @@ class Segmentation:
 
     def review(self) -> dict[str, Review]:
         """How sure the network was of every wanted structure, and whether somebody should look at it; see `clseg.review`."""
-        return review(self._statistics, self.wanted, self.certainties)
+        several = [a for a in self.present if a.single_component and (self._statistics[a.name].components or 0) > 1]
+        return review(self._statistics, self.wanted, self.certainties, apart={a.name: scattered(self._cut(a)) for a in several})
+
+    def _cut(self, anatomy: Anatomy) -> np.ndarray:
+        """The mask of a structure in its box, or whole where several layers hold it."""
+        holding = list(self.segments.pieces(anatomy))
+        return np.ascontiguousarray(holding[0][0][holding[0][1]] == anatomy.id) if len(holding) == 1 else self.mask(anatomy.name)
 
     def save(
         self, output: str | os.PathLike[str], *, multilabel: bool = False, statistics: bool = False, preview: bool = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from clseg.catalogue import Catalogue
@@ -23,6 +24,7 @@ from clseg.review import (
     Certainty,
     Review,
     review,
+    scattered,
     to_json,
     to_rows,
     wrong_order,
@@ -32,14 +34,14 @@ CATALOGUE = Catalogue.builtin()
 DATA = Path(__file__).parents[1] / "clseg" / "data"
 
 
-def one(x: float = 0, z: float = 0, *, ml: float = 100, components: int = 1, status: str = "complete") -> Statistics:
-    return Statistics(status, voxels=10, volume_ml=ml, centroid_mm=(x, 0.0, z), components=components)  # type: ignore[arg-type]
+def one(x: float = 0, z: float = 0, *, ml: float = 100, status: str = "complete") -> Statistics:
+    return Statistics(status, voxels=10, volume_ml=ml, centroid_mm=(x, 0.0, z))  # type: ignore[arg-type]
 
 
-def reasons(found: dict[str, Statistics], **certainties: Certainty) -> dict[str, tuple[str, ...]]:
+def reasons(found: dict[str, Statistics], apart: dict[str, float] | None = None, **certainties: Certainty) -> dict[str, tuple[str, ...]]:
     """Structure → reasons, of those that have some."""
     anatomies = [CATALOGUE[name] for name in found if name in CATALOGUE]
-    return {name: judged.reasons for name, judged in review(found, anatomies, certainties).items() if judged.review}
+    return {name: judged.reasons for name, judged in review(found, anatomies, certainties, apart=apart).items() if judged.review}
 
 
 # ---- how sure the network was -----------------------------------------------------------------------------------------
@@ -65,7 +67,7 @@ def test_of_imported_networks_the_winner_is_judged():
 
 def test_masks_alone_can_be_judged():
     """Without a network both numbers are unknown, and what is seen in the mask still counts."""
-    assert review({"larynx": one(components=2)}, [CATALOGUE["larynx"]]) == {"larynx": Review(None, None, (PIECES,))}
+    assert review({"larynx": one()}, [CATALOGUE["larynx"]], apart={"larynx": 0.5}) == {"larynx": Review(None, None, (PIECES,))}
 
 
 def test_what_was_not_found_has_no_reasons():
@@ -78,9 +80,19 @@ def test_what_was_not_found_has_no_reasons():
 
 
 def test_pieces_are_a_reason_where_a_body_has_one():
-    """A liver in two pieces is, a skeleton in two is not, nor is a structure that nobody knows."""
-    found = {"liver": one(ml=1500, components=2), "skeleton": one(components=2), "my_organ": one(components=2)}
-    assert reasons(found) == {"liver": (PIECES,)}
+    """A liver in two pieces is, a skeleton in two is not, nor is a structure that nobody knows; an island of five per cent is none."""
+    found = {"liver": one(ml=1500), "skeleton": one(), "my_organ": one()}
+    assert reasons(found, dict.fromkeys(found, 0.06)) == {"liver": (PIECES,)}
+    assert reasons(found, dict.fromkeys(found, 0.05)) == {}
+
+
+def test_what_is_scattered_is_counted():
+    """Pieces of 6 and 2 voxels: a quarter lies apart; voxels that share a corner belong together."""
+    mask = np.zeros((8, 3, 3), bool)
+    mask[:2, :, 0] = True
+    mask[4, 0, 0] = mask[5, 1, 1] = True
+    assert scattered(mask) == 0.25
+    assert scattered(mask[:2]) == scattered(np.zeros((2, 2, 2), bool)) == 0
 
 
 def test_left_lies_left_of_right():
@@ -125,8 +137,8 @@ def test_a_part_of_an_organ_may_be_small():
 
 def test_reasons_come_in_the_order_of_the_list():
     """All that applies, from the network's doubt to the size."""
-    found = {"kidney_left": one(50, ml=1000, components=2), "kidney_right": one(-50)}
-    judged = reasons(found, kidney_left=Certainty(0.5, 0.1, 0.1, 0.9))
+    found = {"kidney_left": one(50, ml=1000), "kidney_right": one(-50)}
+    judged = reasons(found, {"kidney_left": 0.5}, kidney_left=Certainty(0.5, 0.1, 0.1, 0.9))
     assert judged["kidney_left"] == (UNSURE, UNCLEAR, PIECES, SIDE, LARGE)
     assert [REASONS.index(reason) for reason in judged["kidney_left"]] == sorted(REASONS.index(reason) for reason in judged["kidney_left"])
 

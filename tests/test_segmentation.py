@@ -224,6 +224,17 @@ def test_statistics_end_with_the_judgement(tmp_path):
     assert (rows["liver"]["confidence"], rows["liver"]["review"], rows["liver"]["reasons"]) == ("0.4", "yes", f"{UNSURE} {SMALL}")
 
 
+def test_a_structure_in_two_pieces_is_told():
+    """Beside the liver's 64 voxels lie 8 that do not touch it: a ninth of it, too much for an island."""
+    from clseg.review import PIECES
+
+    found = segmentation()
+    assert PIECES not in found.review()["liver"].reasons
+    found = segmentation()
+    found.layers[1][7:9, 7:9, 5:7] = LIVER.id
+    assert PIECES in found.review()["liver"].reasons
+
+
 def test_a_map_of_confidence_is_written_and_goes_with_the_next_run(tmp_path):
     """confidence.nii.gz holds the bytes on the scan's grid and is listed; a run without one removes it."""
     sure = np.random.default_rng(0).integers(0, 256, SHAPE, np.uint8)
