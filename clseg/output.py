@@ -12,7 +12,7 @@ from clseg.io.formats import FILE_NAMES, FORMATS, LABEL_TABLES, MESHES, chosen
 
 OTHERS = (".mha", ".mhd", ".dcm", ".gz", ".bz2", ".zip", ".png", ".json", ".csv", ".npy", ".npz", ".stl", ".obj", ".ply")  # no folder is called so
 STATISTICS = ("statistics.json", "statistics.csv", "radiomics.csv")
-REPORTS = (*STATISTICS, "preview.png", "run.json")
+REPORTS = (*STATISTICS, "confidence.nii.gz", "preview.png", "run.json")
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ class Output:
     def stale(self, names: Sequence[str]) -> list[Path]:
         """Files of an earlier run that would contradict a new one for these structures.
 
-        Its statistics, preview and run.json; its files in formats that this run does not write: one label map beside
+        Its statistics, map of confidence, preview and run.json; its files in formats that this run does not write: one label map beside
         masks, masks of these structures beside a label map, segmentations, surfaces of these structures, label tables.
         What else is in the folder may be somebody's own: only files that the earlier run.json lists count, and
         where there is none, a label map with its names beside it.

@@ -100,14 +100,20 @@ class Segmenter:
     def segment(self, opened: Opened) -> Segmentation:
         """Find the wanted structures."""
         parts = self._loaded(opened.stopwatch)
+        from clseg.inference.confidence import FULL, Confidence
         from clseg.inference.infer import Task, infer
 
         given, stopwatch = opened.checked.volume, Stopwatch(list(opened.stopwatch.laps))
         straight = to_orthonormal(given) if opened.checked.needs_orthonormal else given
-        task = Task(self.wanted, self._catalogue, self.settings, self._device, stopwatch, self.report)
+        confidence = Confidence(keep_map=self.settings.confidence_map)
+        task = Task(self.wanted, self._catalogue, self.settings, self._device, stopwatch, self.report, confidence)
         layers, unreachable = infer(straight, parts, task)
         arrays = [ids if straight is given else from_orthonormal(ids, straight, given) for ids in layers]
-        return Segmentation(given, tuple(arrays), self.wanted, frozenset(unreachable), self._facts(opened), stopwatch)
+        sure = confidence.map
+        if sure is not None and straight is not given:
+            sure = FULL - from_orthonormal(FULL - sure, straight, given)  # 255 beyond, not 0
+        facts = self._facts(opened)
+        return Segmentation(given, tuple(arrays), self.wanted, frozenset(unreachable), facts, stopwatch, confidence.certainties, sure)
 
     def _loaded(self, stopwatch: Stopwatch) -> Parts:
         """The model, loaded the first time."""

@@ -16,12 +16,14 @@ from clseg.errors import UnknownName
 from clseg.families import families
 from clseg.io.files import check_writable, prepare_folder, write_json
 from clseg.io.formats import Source
+from clseg.io.nifti import write_mask
 from clseg.io.segments import Segments
 from clseg.measure import FamilyStatistics, Statistics, measure, measure_families
 from clseg.output import Output
 from clseg.radiomics import Features, features
 from clseg.report.statistics import CLSEG, Measured, check_format, save_statistics
 from clseg.results import bytes_needed, check_possible, remove, write_results
+from clseg.review import Certainty, Review, review, scattered
 from clseg.stopwatch import Stopwatch
 from clseg.volume import Volume
 
@@ -33,8 +35,11 @@ class Segmentation:
     `scan` is the CT as it was read.  `layers` are uint16 label maps of catalogue ids
     on its grid: a structure and its parts (body, skeleton, mandible) overlap, so they
     lie on different layers, parts later.  `wanted` is what was asked for;
-    `out_of_range` are those whose decoders had no slice to run on.  `source` is the
-    DICOM series of the scan, which DICOM results refer to; None for other scans.
+    `out_of_range` are those that no slice of the scan can show.  `source` is the DICOM
+    series of the scan, which DICOM results refer to; None for other scans.
+    `certainties` say how sure the network was, by structure; `confidence_map` is uint8
+    on the scan's grid, the probability × 255 of what was painted, where
+    `Settings.confidence_map` asked for it.
     """
 
     scan: Volume
@@ -44,6 +49,8 @@ class Segmentation:
     facts: Mapping[str, Any] = field(default_factory=dict)
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
     source: Source = None
+    certainties: Mapping[str, Certainty] = field(default_factory=dict)
+    confidence_map: np.ndarray | None = None
 
     @property
     def names(self) -> dict[str, int]:
@@ -75,6 +82,10 @@ class Segmentation:
 
     def statistics(self) -> dict[str, Statistics]:
         """Volume, HU, place and completeness of every wanted structure; see `clseg.measure`."""
+        return dict(self._statistics)
+
+    @cached_property
+    def _statistics(self) -> dict[str, Statistics]:
         return measure(self.layers, self.scan, self.names, out_of_range=self.out_of_range)
 
     def families(self, statistics: Mapping[str, Statistics] | None = None) -> dict[str, FamilyStatistics]:
@@ -89,7 +100,17 @@ class Segmentation:
     def measured(self, *, radiomics: bool = False) -> Measured:
         """All that `save` writes into the statistics."""
         statistics = self.statistics()
-        return Measured(statistics, self.families(statistics), self.radiomics() if radiomics else {})
+        return Measured(statistics, self.families(statistics), self.radiomics() if radiomics else {}, self.review())
+
+    def review(self) -> dict[str, Review]:
+        """How sure the network was of every wanted structure, and whether somebody should look at it; see `clseg.review`."""
+        several = [a for a in self.present if a.single_component and (self._statistics[a.name].components or 0) > 1]
+        return review(self._statistics, self.wanted, self.certainties, apart={a.name: scattered(self._cut(a)) for a in several})
+
+    def _cut(self, anatomy: Anatomy) -> np.ndarray:
+        """The mask of a structure in its box, or whole where several layers hold it."""
+        holding = list(self.segments.pieces(anatomy))
+        return np.ascontiguousarray(holding[0][0][holding[0][1]] == anatomy.id) if len(holding) == 1 else self.mask(anatomy.name)
 
     def save(
         self,
@@ -126,9 +147,9 @@ class Segmentation:
         watch = Stopwatch(list(self.stopwatch.laps))
         run, stale = place.beside("run.json"), place.stale(list(self.names))
         with watch.lap("write"):
-            check_writable(prepare_folder(place.folder), bytes_needed(self.segments, place))
+            check_writable(prepare_folder(place.folder), bytes_needed(self.segments, place) + (0 if self.confidence_map is None else self.scan.array.size // 4))
             remove([run, *stale])  # run.json first: where it stands, the results beside it are complete
-            files = write_results(self.segments, place, self.source)
+            files = write_results(self.segments, place, self.source) + self._save_confidence(place)
         if statistics:
             with watch.lap("statistics"):
                 files += save_statistics(place, self.measured(radiomics=radiomics), format=stats_format)
@@ -160,6 +181,13 @@ class Segmentation:
             layer, box = holding[0]
             return features(layer[box] == anatomy.id, Volume(self.scan.array[box], self.scan.affine))
         return features(self.segments.mask(anatomy), self.scan)
+
+    def _save_confidence(self, place: Output) -> list[Path]:
+        if self.confidence_map is None:
+            return []
+        file = place.beside("confidence.nii.gz")
+        write_mask(file, self.confidence_map, self.scan)
+        return [file]
 
     def _save_preview(self, place: Output) -> Path:
         from clseg.report.preview import save_preview

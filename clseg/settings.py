@@ -16,7 +16,7 @@ class Settings:
     """`step` is the distance between windows as a share of the window; `threads` 0 leaves torch's choice.
 
     `restore` brings labels back to the scan with `smooth` borders or by `nearest`
-    neighbour.  `offline` opens no socket; `sources` says where weights come from (a
+    neighbour.  `confidence_map` keeps how sure the decoders are, voxel by voxel.  `offline` opens no socket; `sources` says where weights come from (a
     mirror, another manifest).
 
     Raises UsageError for what cannot be meant.
@@ -27,6 +27,7 @@ class Settings:
     step: float = 0.5
     threads: int = 0
     restore: str = "smooth"
+    confidence_map: bool = False
     offline: bool = False
     sources: Sources = field(default_factory=Sources)
 

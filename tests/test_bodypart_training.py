@@ -424,3 +424,34 @@ def test_limits_are_the_least_that_a_range_covers() -> None:
     assert _limited(None, (0.1, 0.9)) == (0.1, 0.9)
     assert _limited((None, 0.4), ()) == (None, 0.4)
     assert _limited(None, ()) is None
+
+
+def test_labels_of_one_decoder_have_ranges_of_their_own() -> None:
+    """Limits by label hold for that label alone; the decoder's range goes from the lowest to the highest."""
+    from clseg.recipe import DecoderRecipe
+    from clseg.training.ranges import DecoderRange, _of_decoder
+
+    decoder = DecoderRecipe("neck", ("larynx", "esophagus"), limits={"larynx": (0.7, 0.9), "esophagus": (0.3, 0.8)})
+    found = _of_decoder(decoder, {"larynx": (0.72, None), "esophagus": None})
+    assert found == DecoderRange((0.3, 0.9), {"larynx": (0.7, 0.9), "esophagus": (0.3, 0.8)})
+    assert found.apart == found.labels
+    assert DecoderRange((0.3, 0.9), {"liver": (0.3, 0.9)}).apart == {}
+
+
+def test_a_list_of_limits_holds_for_every_label() -> None:
+    """[0.3, 0.9] is the least for both, and one that is seen beyond is wider."""
+    from clseg.recipe import DecoderRecipe
+    from clseg.training.ranges import _of_decoder
+
+    decoder = DecoderRecipe("neck", ("larynx", "esophagus"), limits=(0.3, 0.9))
+    found = _of_decoder(decoder, {"larynx": (0.2, 0.4), "esophagus": (0.5, 0.6)})
+    assert (found.whole, found.labels) == ((0.2, 0.9), {"larynx": (0.2, 0.9), "esophagus": (0.3, 0.9)})
+
+
+def test_ranges_are_joined_label_by_label() -> None:
+    """Each bound is the further one, an open one stays open, and a label that one side does not know has no range of its own."""
+    from clseg.training.ranges import DecoderRange
+
+    old = DecoderRange((0.2, 0.8), {"a": (0.2, 0.5), "b": (0.4, 0.8)})
+    assert old.joined(DecoderRange((0.1, 0.6), {"a": (0.3, 0.6)})) == DecoderRange((0.1, 0.8), {"a": (0.2, 0.6)})
+    assert old.joined(DecoderRange((0.1, None), {"a": None, "b": (0.1, None)})) == DecoderRange((0.1, None), {"a": None, "b": (0.1, None)})

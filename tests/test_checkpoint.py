@@ -51,9 +51,29 @@ def same(one: dict, other: dict) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
 
 
+@pytest.mark.parametrize("stored", [["liver"], {"brain": [0.1, 0.2]}, {"liver": [0.1]}, {"liver": [0.1, "top"]}, {"liver": 0.1}, {"liver": False}])
+def test_label_ranges_that_are_none_are_refused(stored: object, decoder: Checkpoint, tmp_path: Path) -> None:
+    """What is not a table from labels of the decoder to two bounds is named."""
+    save(tmp_path / "x.safetensors", replace(decoder, label_slices={"liver": (0.1, 0.2)}))
+    header = {**read_header(tmp_path / "x.safetensors"), "label_slices": stored}
+    (tmp_path / "x.safetensors").write_bytes(to_bytes(dict(decoder.tensors), metadata={"clseg": json.dumps(header)}))
+    with pytest.raises(WeightsError, match="label_slices of .* must map labels of the decoder"):
+        load(tmp_path / "x.safetensors")
+
+
+def test_label_ranges_are_no_part_of_the_fingerprint(decoder: Checkpoint, tmp_path: Path) -> None:
+    """They can be learnt anew without a new binding; without them a file holds what files always held."""
+    save(tmp_path / "x.safetensors", replace(decoder, label_slices={"liver": (0.1, 0.2)}))
+    save(tmp_path / "y.safetensors", decoder)
+    ranged, plain = (load(tmp_path / name) for name in ("x.safetensors", "y.safetensors"))
+    assert fingerprint(ranged.tensors, ranged.spec) == fingerprint(plain.tensors, plain.spec)
+    assert "label_slices" not in read_header(tmp_path / "y.safetensors")
+
+
 def test_what_was_saved_is_loaded(encoder: Checkpoint, decoder: Checkpoint, tmp_path: Path) -> None:
     """Kind, spec, binding, body-part range, card and every bit of every tensor come back."""
-    for checkpoint in (encoder, decoder):
+    ranged = replace(decoder, label_slices={"liver": (0.25, None), "spleen": None})
+    for checkpoint in (encoder, decoder, ranged):
         save(tmp_path / "x.safetensors", checkpoint)
         loaded = load(tmp_path / "x.safetensors")
         assert replace(loaded, tensors={}) == replace(checkpoint, tensors={})

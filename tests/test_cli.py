@@ -175,6 +175,23 @@ def test_what_was_not_found_and_what_was_not_looked_for_are_two_things(tmp_path,
     assert "not looked for, as the scan does not reach their part of the body: kidney_left\n" in said
 
 
+def test_statistics_end_with_what_to_look_at(tiny, ct, tmp_path):
+    """With --stats the last note counts the structures that the table marks; random weights are never sure of all."""
+    result = call("-i", ct, "-o", tmp_path, "-m", "tiny", "--stats", "--save-confidence")
+    table = json.loads((tmp_path / "statistics.json").read_text())
+    doubtful = [name for name, one in table.items() if one["review"] == "yes"]
+    assert doubtful
+    found = sum(one["voxels"] is not None for one in table.values())
+    assert f"review: {len(doubtful)} of {found} structures ({', '.join(doubtful)})" in result.stderr
+    assert "confidence.nii.gz" in names(tmp_path)
+
+
+def test_without_statistics_nothing_is_reviewed(tiny, ct, tmp_path):
+    """Neither note nor map."""
+    assert "review" not in call("-i", ct, "-o", tmp_path, "-m", "tiny").stderr
+    assert "confidence.nii.gz" not in names(tmp_path)
+
+
 def test_quiet_says_nothing(tiny, ct, tmp_path):
     """-q: nothing on stdout, nothing on stderr, the masks are there."""
     result = call("-i", ct, "-o", tmp_path, "-m", "tiny", "-q")

@@ -18,7 +18,7 @@ LAYERS = [
     {"errors"},
     {"volume", "catalogue", "families", "manifest", "recipe", "environment", "progress", "stopwatch", "allocator", "data"},
     {"io", "spatial", "weights", "network"},
-    {"inference", "measure", "metrics", "radiomics", "report", "phantom", "output", "evaluate", "settings", "results"},
+    {"inference", "measure", "metrics", "radiomics", "report", "phantom", "output", "evaluate", "settings", "results", "review"},
     {"segmentation", "pipeline", "masks"},
     {"training"},
     {"cli", "__main__"},

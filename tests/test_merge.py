@@ -274,6 +274,13 @@ def test_inside_its_extent_certainty_counts():
     assert (found(onto, 0), found(onto, 1)) == ({"liver"}, set())
 
 
+def test_beyond_the_extent_of_a_label_another_decoder_speaks_for_it():
+    """Decoder a is the surer, but may not speak of the liver below slice 1: there b does."""
+    onto = canvas("liver", shape=(1, 1, 2), label_extents={"a": {"liver": (1, 2)}})
+    paint(onto, {"a": {"liver": [0.0, 0.0]}, "b": {"liver": [0.8, 0.8]}})
+    assert [found(onto, z) for z in (0, 1)] == [{"liver"}, set()]
+
+
 def test_out_of_range_there_is_nothing_faint_either():
     """What the predictor zeroed leaves no trace."""
     assert faint(paint(canvas("liver"), {"abdomen": {"liver": [0.0]}}), "liver") == {}

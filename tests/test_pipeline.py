@@ -293,6 +293,44 @@ def test_decoders_out_of_range_are_reported(tiny, scan, monkeypatch):
     assert result.statistics()["liver"].status == "out_of_range"
 
 
+def test_a_label_beyond_its_range_is_out_of_range_while_its_partner_is_painted(tiny, scan, monkeypatch):
+    """No slice can show the right lung, and the left one may lie in the lower half: it is there, and nowhere else."""
+    from clseg.inference import infer
+
+    free = segment(scan, model="tiny")
+    assert free.mask("lung_left").any()
+    assert free.mask("lung_right").any()
+    half = scan.shape[2] // 2
+    monkeypatch.setattr(infer, "label_extents", lambda model, slices, scores: {"tiny-lungs": {"lung_left": (0, slices // 2), "lung_right": None}})
+    limited = segment(scan, model="tiny", restore="nearest")
+    assert limited.out_of_range == {"lung_right"}
+    assert limited.mask("lung_left")[..., :half].any()
+    assert not limited.mask("lung_left")[..., half:].any()
+    assert np.array_equal(limited.mask("liver"), segment(scan, model="tiny", restore="nearest").mask("liver"))
+
+
+def test_a_map_of_confidence_changes_no_label(tiny, scan):
+    """The same masks and certainties with it and without; it lies on the scan's grid, and is less than certain where something was found."""
+    plain, mapped = segment(scan, model="tiny"), segment(scan, model="tiny", confidence_map=True)
+    assert plain.confidence_map is None
+    assert all(np.array_equal(one, other) for one, other in zip(plain.layers, mapped.layers, strict=True))
+    assert plain.certainties == mapped.certainties
+    assert (mapped.confidence_map.dtype, mapped.confidence_map.shape) == (np.uint8, scan.shape)
+    assert mapped.confidence_map[mapped.labels.array > 0].mean() < 255
+
+
+def test_every_structure_that_was_found_has_a_certainty(tiny, scan):
+    """All numbers lie between 0 and 1, the margin below the probability."""
+    found = segment(scan, model="tiny")
+    assert set(found.certainties) >= {anatomy.name for anatomy in found.present}
+    for one in found.certainties.values():
+        assert 0 <= one.margin <= one.probability <= 1
+        assert one.boundary_entropy is None or 0 <= one.boundary_entropy <= 1
+    assert {name: judged.confidence for name, judged in found.review().items()} == {
+        name: found.certainties[name].margin if found.mask(name).any() else None for name in found.names
+    }
+
+
 def test_nothing_in_range_is_an_empty_result(tiny, scan, monkeypatch):
     """No decoder ran; everything is out of range, and nothing breaks."""
     from clseg.inference import infer
@@ -413,12 +451,12 @@ def test_a_scan_against_its_header_is_told(monkeypatch):
 
     from clseg.inference import infer
 
-    model = SimpleNamespace(slices={"lungs": (0.3, 0.7)})
+    model = SimpleNamespace(slices={"lungs": (0.3, 0.7)}, label_slices={})
     parts, placement = SimpleNamespace(models=(model,), scorer=object()), SimpleNamespace(shape=(4, 4, 50), spacing=(3.0,) * 3, orientation="RAS")
     for ends, warned in (((0.9, 0.2), 1), ((0.2, 0.9), 0)):
         told = Told()
         monkeypatch.setattr(infer, "score_grid", lambda *_, ends=ends: np.linspace(*ends, 50))
-        assert infer.slices_in_reach(parts, None, placement, told)["lungs"] is not None
+        assert infer.slices_in_reach(parts, None, placement, told).decoders["lungs"] is not None
         assert len([text for text in told.warnings if "upside down" in text]) == warned
 
 

@@ -209,6 +209,28 @@ def test_a_decoder_runs_and_paints_in_its_extent_only(low, length, depth, step):
     assert engine.windows["lungs"] == meeting
 
 
+def test_beyond_its_extent_a_label_is_background():
+    """Label 1.3 of the lungs may lie in slices 2 and 3 of 6: elsewhere background has its share, and label -0.4 the same as ever."""
+    hu, plain = noise((4, 4, 6)), Pointwise((4, 4, 4))
+    before = torch.cat([slab.probabilities["lungs"] for slab in Predictor(plain)(hu, everywhere(hu))], dim=-1)
+    limited = Predictor(plain, label_extents={"lungs": {"1.3": (2, 4)}})
+    after = torch.cat([slab.probabilities["lungs"] for slab in limited(hu, everywhere(hu))], dim=-1)
+    assert torch.equal(after[..., 2:4], before[..., 2:4])
+    assert torch.equal(after[2], before[2])
+    for beyond in (slice(0, 2), slice(4, 6)):
+        assert not after[1, ..., beyond].any()
+        assert torch.equal(after[0, ..., beyond], before[0, ..., beyond] + before[1, ..., beyond])
+
+
+def test_a_label_without_a_slice_is_nowhere():
+    """An extent of None leaves nothing of the label; other decoders are as they were."""
+    hu, plain = noise((4, 4, 6)), Pointwise((4, 4, 4))
+    before = list(Predictor(plain)(hu, everywhere(hu)))
+    after = list(Predictor(plain, label_extents={"lungs": {"-0.4": None}})(hu, everywhere(hu)))
+    assert not any(slab.probabilities["lungs"][2].any() for slab in after)
+    assert all(torch.equal(one.probabilities["trunk"], other.probabilities["trunk"]) for one, other in zip(before, after, strict=True))
+
+
 def test_where_windows_overlap_the_nearer_middle_counts_more():
     """Two windows of 8 over 12 voxels, one saying 0 and the other 1: at their seam the answers meet halfway, before it the first rules."""
 

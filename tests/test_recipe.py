@@ -131,12 +131,21 @@ def test_an_unknown_key_is_refused(path: str, table: str | None) -> None:
         ("grid.patch", [16, 16, 16.0], "recipe.grid.patch' must be int"),
         ("dataset.1.masks", {"body": 1}, "must be a table of strings"),
         ("dataset.1.masks", [], "must be a table of strings"),
+        ("decoder.1.limits", {"liver": 0.5}, r"recipe.decoder\[1\].limits.liver' must be a list"),
     ],
 )
 def test_a_wrong_type_is_refused(path: str, value: Any, sentence: str) -> None:
     """A value of another type is refused with its place and what it holds; numbers are never truth values."""
     with pytest.raises(RecipeError, match=sentence):
         from_dict(changed(path, value), HERE)
+
+
+def test_limits_are_a_list_or_a_table() -> None:
+    """A list holds for every label, a table for those that it names; both come back from plain types."""
+    for limits, liver in (([0, 0.5], (0.0, 0.5)), ({"liver": [0, 0.5]}, (0.0, 0.5)), ({}, ())):
+        found = from_dict(changed("decoder.1.limits", limits), HERE)
+        assert found.decoder[1].limits_of("liver") == liver
+        assert from_dict(to_dict(found), HERE) == found
 
 
 def test_a_whole_number_is_a_float_where_one_is_wanted() -> None:
@@ -174,6 +183,9 @@ def test_a_missing_key_is_named(path: str) -> None:
         ("decoder.1.widths", [8, 8], "'solid' needs as many widths as kernels"),
         ("decoder.1.open_ends", {"liver": "left"}, "inferior, superior or both"),
         ("decoder.1.open_ends", {"spleen": "both"}, "must map its labels"),
+        ("decoder.1.limits", [0.5, 0.5], r"are \[low, high\], given \[0.5, 0.5\]"),
+        ("decoder.1.limits", {"liver": [0.5]}, r"are \[low, high\], given \[0.5\]"),
+        ("decoder.1.limits", {"spleen": [0.1, 0.5]}, "name 'spleen', which is none of its labels"),
         ("dataset.1.masks", {"body": "body.nii.gz:one"}, "'file' or 'file:value'"),
         ("dataset.0.weight", -1.0, "weights of 0 or more"),
         ("optim.precision", "int8", "float32, bfloat16 or float16"),

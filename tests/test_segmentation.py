@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -205,6 +206,47 @@ def test_statistics_are_written_as_json_and_csv(tmp_path):
     assert list(table) == ["body", "liver", "spleen", "kidney_left", "gtv_liver"]
     assert table["spleen"]["volume_ml"] is None
     assert len(rows) == 5
+
+
+def test_statistics_end_with_the_judgement(tmp_path):
+    """The liver's network was unsure, and 1.536 ml are a part of a liver: it touches no face, so it is too small."""
+    from clseg.review import SMALL, UNSURE, Certainty
+
+    found = replace(segmentation(), certainties={"liver": Certainty(0.7, 0.4, 0.2, 0.5)})
+    found.save(tmp_path, statistics=True)
+    table = json.loads((tmp_path / "statistics.json").read_text())
+    assert {key: table["liver"][key] for key in list(table["liver"])[-4:]} == {
+        "confidence": 0.4, "boundary_entropy": 0.5, "review": "yes", "reasons": [UNSURE, SMALL]
+    }  # fmt: skip
+    assert (table["body"]["review"], table["spleen"]["confidence"]) == ("no", None)
+    with (tmp_path / "statistics.csv").open() as file:
+        rows = {row["structure"]: row for row in csv.DictReader(file)}
+    assert (rows["liver"]["confidence"], rows["liver"]["review"], rows["liver"]["reasons"]) == ("0.4", "yes", f"{UNSURE} {SMALL}")
+
+
+def test_a_structure_in_two_pieces_is_told():
+    """Beside the liver's 64 voxels lie 8 that do not touch it: a ninth of it, too much for an island."""
+    from clseg.review import PIECES
+
+    found = segmentation()
+    assert PIECES not in found.review()["liver"].reasons
+    found = segmentation()
+    found.layers[1][7:9, 7:9, 5:7] = LIVER.id
+    assert PIECES in found.review()["liver"].reasons
+
+
+def test_a_map_of_confidence_is_written_and_goes_with_the_next_run(tmp_path):
+    """confidence.nii.gz holds the bytes on the scan's grid and is listed; a run without one removes it."""
+    sure = np.random.default_rng(0).integers(0, 256, SHAPE, np.uint8)
+    files = replace(segmentation(), confidence_map=sure).save(tmp_path)
+    written = nib.load(tmp_path / "confidence.nii.gz")
+    assert written.get_data_dtype() == np.uint8
+    np.testing.assert_array_equal(np.asarray(written.dataobj), sure)
+    np.testing.assert_allclose(written.affine, scan().affine)
+    assert "confidence.nii.gz" in {file.name for file in files}
+    assert "confidence.nii.gz" in json.loads((tmp_path / "run.json").read_text())["files"]
+    segmentation().save(tmp_path)
+    assert "confidence.nii.gz" not in files_in(tmp_path)
 
 
 def test_a_preview_is_a_picture(tmp_path):

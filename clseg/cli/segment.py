@@ -40,9 +40,10 @@ def run(
     label_tables: Annotated[list[str] | None, typer.Option("--label-tables", help="Names and colours of the label map for other programs: itksnap or slicer.", show_default=False)] = None,
     bids: Annotated[bool, typer.Option("--bids", help="Make the output folder a BIDS dataset of derivatives.")] = False,
     subject: Annotated[str | None, typer.Option("--subject", help="Name of the case in it, e.g. sub-01_ses-2. Default: from the input's name.", show_default=False)] = None,
-    stats: Annotated[bool, typer.Option("--stats", help="Write statistics.json and .csv: volumes, HU, completeness.")] = False,
+    stats: Annotated[bool, typer.Option("--stats", help="Write statistics.json and .csv: volumes, HU, completeness, and what to look at.")] = False,
     stats_format: Annotated[str, typer.Option("--stats-format", help="Of --stats: clseg, or totalsegmentator (volume and intensity, as its readers expect).")] = "clseg",
     radiomics: Annotated[bool, typer.Option("--radiomics", help="With --stats: also first-order and shape features, named as PyRadiomics does.")] = False,
+    save_confidence: Annotated[bool, typer.Option("--save-confidence", help="Write confidence.nii.gz: how sure the network is, voxel by voxel.")] = False,
     preview: Annotated[bool, typer.Option("--preview", help="Write preview.png, an overlay in three planes.")] = False,
     model: Annotated[str, typer.Option("-m", "--model", help="Model to use; see `clseg rois`.")] = "starter",
     device: Annotated[str, typer.Option("-d", "--device", help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
@@ -89,11 +90,13 @@ def run(
         place = Output.at(output, **written)
         check_call(input, place, names, model, device, overwrite, sources)
         options = {"model": model, "device": device, "step": step, "threads": threads, "restore": restore}
-        options |= {"offline": offline, "sources": sources, "series": series}
+        options |= {"confidence_map": save_confidence, "offline": offline, "sources": sources, "series": series}
         outputs = {**written, "statistics": stats, "stats_format": stats_format, "radiomics": radiomics, "preview": preview}
         source = source_of_dicom(input, series, place)
         result = segment_and_save(input, output, names, terminal, options, outputs, source=source)
         report(result, output, terminal)
+        if stats:
+            report_review(result, terminal)
         if profile:
             show_profile(place.beside("run.json"), terminal)
 
@@ -198,6 +201,13 @@ def report(result: Segmentation, output: Path, terminal: Terminal) -> None:
         terminal.note(f"looked for and not found: {', '.join(absent)}")
     if beyond := [name for name in missing if name in result.out_of_range]:
         terminal.note(f"not looked for, as the scan does not reach their part of the body: {', '.join(beyond)}")
+
+
+def report_review(result: Segmentation, terminal: Terminal) -> None:
+    """Which structures somebody should look at, in one line."""
+    doubtful = [name for name, one in result.review().items() if one.review]
+    names = f" ({', '.join(doubtful)}): see review and reasons in the statistics" if doubtful else ""
+    terminal.note(f"review: {len(doubtful)} of {len(result.present)} structures{names}")
 
 
 def show_profile(run: Path, terminal: Terminal) -> None:

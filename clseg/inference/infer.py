@@ -11,8 +11,9 @@ import numpy as np
 from clseg.catalogue import Anatomy, Catalogue
 from clseg.inference.bodypart import score_grid, score_scan, upside_down
 from clseg.inference.clean import clean
+from clseg.inference.confidence import Confidence
 from clseg.inference.engine import Engine
-from clseg.inference.extent import Extent, extents
+from clseg.inference.extent import Reach, extents, label_extents
 from clseg.inference.merge import Canvas
 from clseg.inference.parts import Parts, slabs
 from clseg.inference.planned.body import their_scores
@@ -36,7 +37,7 @@ Layers = dict[int, np.ndarray]
 
 @dataclass(frozen=True)
 class Task:
-    """What is wanted of a scan, how, on which device, and who hears of it."""
+    """What is wanted of a scan, how, on which device, who hears of it, and who notes how sure the decoders are."""
 
     wanted: tuple[Anatomy, ...]
     catalogue: Catalogue
@@ -44,6 +45,7 @@ class Task:
     device: str = "cpu"
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
     report: Progress = SILENT
+    confidence: Confidence = field(default_factory=Confidence)
 
 
 def infer(scan: Volume, parts: Parts, task: Task) -> tuple[list[np.ndarray], list[str]]:
@@ -75,6 +77,8 @@ def planned(scan: Volume, parts: Parts, task: Task) -> tuple[Layers, set[str]]:
             answers = [replace(answer, plan=replace(answer.plan, export="nearest")) for answer in answers]
         with task.report.stage("Segmenting", windows_of(answers, settings.step)) as advance:
             found = list(segment_planned(scan, answers, step=settings.step, advance=advance))
+        for answer, label_map in found:
+            task.confidence.hear_map(label_map, answer.labels, scan.shape)
         layers = compose(scan, found, task.wanted, task.catalogue)
     return layers, {label for answer in answers for label in answer.labels}
 
@@ -111,31 +115,37 @@ def house(scan: Volume, parts: Parts, task: Task) -> tuple[Layers, set[str]]:
         for depth, layer in canvas.layers.items():
             restored[depth] = restore(layer, placement, scan, smooth=task.settings.restore == "smooth")
             advance(1)
-    return restored, {label for name, extent in reach.items() if extent is not None for label in parts.labels[name]}
+        task.confidence.settle(placement, scan)
+    return restored, {label for name in reach.decoders for label in reach.reached(name, parts.labels[name])}
 
 
-def slices_in_reach(parts: Parts, hu: torch.Tensor, placement: Placement, report: Progress) -> dict[str, Extent | None]:
-    """Which slices every decoder may paint; slices are scored only when some decoder has a range."""
+def slices_in_reach(parts: Parts, hu: torch.Tensor, placement: Placement, report: Progress) -> Reach:
+    """Which slices every decoder may paint, and its labels; slices are scored only when something has a range."""
     ranged = any(wanted is not None for model in parts.models for wanted in model.slices.values())
+    ranged = ranged or any(name in model.label_slices for model in parts.models for name in model.slices)
     scores = None
     if ranged and parts.scorer is not None:
         scores = score_grid(hu, placement.spacing, parts.scorer, placement.orientation)
     if scores is not None and upside_down(scores):
         report.warn(UPSIDE_DOWN)
-    return {name: extent for model in parts.models for name, extent in extents(model, placement.shape[2], scores).items()}
+    decoders = {name: extent for model in parts.models for name, extent in extents(model, placement.shape[2], scores).items()}
+    labels = {name: own for model in parts.models for name, own in label_extents(model, placement.shape[2], scores).items()}
+    return Reach(decoders, labels)
 
 
 def _painted(
-    hu: torch.Tensor, placement: Placement, parts: Parts, reach: dict[str, Extent | None], task: Task
+    hu: torch.Tensor, placement: Placement, parts: Parts, reach: Reach, task: Task
 ) -> Canvas:
     """The canvas with all that the decoders say about the scan on the model's grid."""
-    canvas = Canvas(placement.shape, task.wanted, task.catalogue, placement.spacing, reach, parts.pathological)
-    predictors = [Predictor(Engine(model, task.device, notify=task.report.warn), step=task.settings.step) for model in parts.models]
+    canvas = Canvas(placement.shape, task.wanted, task.catalogue, placement.spacing, reach.decoders, parts.pathological, label_extents=reach.labels)
+    engines = [Engine(model, task.device, notify=task.report.warn) for model in parts.models]
+    predictors = [Predictor(engine, step=task.settings.step, label_extents=reach.labels) for engine in engines]
     windows = math.prod(len(starts) for starts in predictors[0].windows(placement.shape))
     with task.report.stage("Segmenting", windows * len(predictors)) as advance:
         for predictor in predictors:
             predictor.advance = advance
-        for slab in slabs(predictors, hu, reach):
+        for slab in slabs(predictors, hu, reach.decoders):
+            task.confidence.hear(slab, parts.labels, placement.shape)
             canvas.paint(slab, parts.labels)
         canvas.finish()
     return canvas

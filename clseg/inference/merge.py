@@ -4,7 +4,7 @@ No formula for CL-Net's body-part-guided merge is public.  These are our rules; 
 belongs together, grows in what and is smaller than what are columns of the catalogue
 (`parent`, `host`, `typical_ml`).
 
-1. Outside its extent (see `extent`) a decoder says nothing.
+1. Outside its extent (see `extent`) a decoder says nothing, and beyond a label's own nothing of that.
 2. The same organ from several decoders: per voxel the decoder with the lower
    entropy H = −Σ p log p speaks for it.  Within NEAR_MM of a lesion that grows in
    the organ, decoders trained on pathological cases go before the others.
@@ -34,7 +34,7 @@ import numpy as np
 import torch
 
 from clseg.catalogue import Anatomy, Catalogue
-from clseg.inference.extent import Extent
+from clseg.inference.extent import Extent, LabelExtents
 from clseg.inference.predictor import Slab
 from clseg.spatial.crop import Box
 from clseg.volume import Shape, Spacing
@@ -91,7 +91,7 @@ class Canvas:
     """What has been painted so far on the model's grid of `shape` voxels of `spacing` mm.
 
     `extents` says in which slices a decoder may speak (one that is not named: in
-    all), `pathological` which decoders were trained on pathological cases.  Every
+    all), `label_extents` where it may speak of single labels, `pathological` which decoders were trained on pathological cases.  Every
     slice is painted once, upwards; call `finish` when all are.
     """
 
@@ -102,6 +102,7 @@ class Canvas:
     extents: Mapping[str, Extent | None] = field(default_factory=dict)
     pathological: frozenset[str] = frozenset()
     layers: dict[int, Layer] = field(default_factory=dict)
+    label_extents: LabelExtents = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._by_name = {a.name: a for a in self.wanted}
@@ -192,7 +193,7 @@ class Canvas:
             for decoder in decoders:
                 if decoder not in entropy:
                     entropy[decoder] = self._entropy(decoder, slab)
-            doubts = torch.stack([entropy[decoder] for decoder in decoders])
+            doubts = torch.stack([self._doubt(entropy[decoder], decoder, organ, slab) for decoder in decoders])
             if organ in near:
                 knowing = torch.tensor([decoder in self.pathological for decoder in decoders])
                 heard = near[organ] & doubts[knowing].isfinite().any(dim=0)
@@ -206,10 +207,12 @@ class Canvas:
         """H of one decoder, infinite outside its extent."""
         probabilities = slab.probabilities[decoder]
         entropy = -(probabilities * probabilities.clamp(min=1e-12).log()).sum(dim=0)
-        low, high = self.extents.get(decoder) or (0, self.shape[2])
-        entropy[..., : max(0, low - slab.start)] = torch.inf
-        entropy[..., max(0, high - slab.start) :] = torch.inf
-        return entropy
+        return _infinite_beyond(self.extents.get(decoder) or (0, self.shape[2]), entropy, slab)
+
+    def _doubt(self, entropy: torch.Tensor, decoder: str, organ: str, slab: Slab) -> torch.Tensor:
+        """The decoder's H where it may speak of the organ, infinite elsewhere."""
+        own = self.label_extents.get(decoder, {})
+        return _infinite_beyond(own[organ] or (0, 0), entropy.clone(), slab) if organ in own else entropy
 
     # --- who has a voxel
 
@@ -345,6 +348,14 @@ def _depth(anatomy: Anatomy, catalogue: Catalogue) -> int:
 
 def _byte(probability: np.ndarray) -> np.ndarray:
     return np.rint(probability * FULL).astype(np.uint8)
+
+
+def _infinite_beyond(extent: Extent, entropy: torch.Tensor, slab: Slab) -> torch.Tensor:
+    """`entropy` of the slab, infinite outside the extent, in place."""
+    low, high = (max(0, bound - slab.start) for bound in extent)
+    entropy[..., :low] = torch.inf
+    entropy[..., high:] = torch.inf
+    return entropy
 
 
 def _end(slab: Slab) -> int:

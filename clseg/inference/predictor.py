@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from clseg.inference.engine import Engine, main_memory
-from clseg.inference.extent import Extent
+from clseg.inference.extent import Extent, LabelExtents
 from clseg.inference.prepare import normalise
 from clseg.inference.window import gaussian, starts
 from clseg.network.spec import EncoderSpec
@@ -34,8 +34,16 @@ class Slab:
 class Predictor:
     """Sliding-window inference with a Gaussian-weighted mean of logits and one softmax per decoder."""
 
-    def __init__(self, engine: Engine, *, step: float = 0.5, advance: Callable[[int], None] = lambda windows: None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        step: float = 0.5,
+        advance: Callable[[int], None] = lambda windows: None,
+        label_extents: LabelExtents | None = None,
+    ) -> None:
         self.engine = engine
+        self.label_extents = label_extents or {}
         self.step = step
         self.advance = advance
         self.spec: EncoderSpec = engine.model.spec
@@ -50,7 +58,8 @@ class Predictor:
         """Slabs of `hu` (x, y, z; HU on the model's grid) from the lowest slice to the highest.
 
         Decoders whose extent is None never run; the others run in windows that meet
-        their extent, and are certain background elsewhere.  Raises MemoryError when
+        their extent, and are certain background elsewhere.  Beyond the extent of a label
+        (`label_extents`) its probability is the background's.  Raises MemoryError when
         main memory is used up.
         """
         with main_memory():
@@ -66,6 +75,7 @@ class Predictor:
             end = zs[index + 1] if index + 1 < len(zs) else z + self.weight.shape[2]
             for slab in _unpad(z, rolling.finish(end - z), offset, hu.shape):
                 _silence_outside(slab, running)
+                self._silence_labels(slab)
                 yield slab
 
     def _row(
@@ -89,6 +99,16 @@ class Predictor:
         for name, logits in self.engine(tiles, decoders):
             for (x, y, _), one in zip(pending, logits, strict=True):
                 rolling.add(name, one, x, y)
+
+    def _silence_labels(self, slab: Slab) -> None:
+        """What a label has beyond its own extent is given to background, in place."""
+        for name in slab.probabilities.keys() & self.label_extents.keys():
+            probabilities, labels = slab.probabilities[name], self.engine.model.decoders[name].spec.labels
+            for label, extent in self.label_extents[name].items():
+                low, high = (max(0, bound - slab.start) for bound in extent or (0, 0))
+                for beyond in (probabilities[..., :low], probabilities[..., high:]):
+                    beyond[0] += beyond[labels.index(label) + 1]
+                    beyond[labels.index(label) + 1] = 0
 
     def _channels(self, running: Mapping[str, Extent]) -> dict[str, int]:
         return {name: len(self.engine.model.decoders[name].spec.labels) + 1 for name in running}

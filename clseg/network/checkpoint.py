@@ -9,6 +9,7 @@ JSON object:
     encoder   decoders only: fingerprint of the encoder they belong to
     card      training data, licence, date …; free JSON
     slices    decoders only: body-part range [low, high], an open end null; or null for everywhere
+    label_slices  decoders only, may be missing: the same for labels that live in a part of it, {label: range}
     sparse    format 2 only: shape and dtype of every sparse tensor, see `clseg.network.sparse`
 """
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,7 +38,11 @@ Range = tuple[float | None, float | None]  # body-part scores, 0 = bottom of the
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What is in one weights file: `kind`, `spec`, `tensors` and what is known about them."""
+    """What is in one weights file: `kind`, `spec`, `tensors` and what is known about them.
+
+    `slices` is the body-part range of a decoder, `label_slices` that of single labels;
+    a label that is not named there has its decoder's.
+    """
 
     kind: str
     spec: specs.EncoderSpec | specs.DecoderSpec
@@ -44,6 +50,7 @@ class Checkpoint:
     encoder: str | None = None
     slices: Range | None = None
     card: dict[str, Any] = field(default_factory=dict)
+    label_slices: Mapping[str, Range | None] = field(default_factory=dict)
 
 
 def fingerprint(tensors: TensorDict, spec: Any) -> str:
@@ -96,6 +103,8 @@ def stored(checkpoint: Checkpoint) -> bytes:
         "slices": checkpoint.slices,
         "card": checkpoint.card,
     }
+    if checkpoint.label_slices:
+        header["label_slices"] = dict(checkpoint.label_slices)
     if sparse:
         header["sparse"] = sparse
     return to_bytes(tensors, metadata={"clseg": json.dumps(header, sort_keys=True)})
@@ -147,7 +156,9 @@ def load(path: Path) -> Checkpoint:
             tensors = unpack(tensors, header["sparse"])
         except WeightsError as error:
             raise WeightsError(f"The weights file {path} is not usable: {error.message}", tip=error.tip) from error
-    return Checkpoint(header["kind"], parse(header["spec"]), tensors, header["encoder"], slices, header["card"])
+    spec = parse(header["spec"])
+    label_slices = _label_slices(header.get("label_slices"), getattr(spec, "labels", ()), path)
+    return Checkpoint(header["kind"], spec, tensors, header["encoder"], slices, header["card"], label_slices)
 
 
 def build_encoder(checkpoint: Checkpoint) -> Encoder:
@@ -166,6 +177,23 @@ def build_decoder(checkpoint: Checkpoint, encoder: specs.EncoderSpec) -> Decoder
     if not isinstance(checkpoint.spec, specs.DecoderSpec):
         raise WeightsError("Expected a decoder's checkpoint, given an encoder's.")
     return _filled(Decoder(checkpoint.spec, encoder), checkpoint.tensors)
+
+
+def _label_slices(stored: Any, labels: tuple[str, ...], path: Path) -> dict[str, Range | None]:
+    """Ranges of labels as they are stored; WeightsError for what is none, or belongs to no label of the decoder."""
+    if stored is None:
+        return {}
+    if not isinstance(stored, dict) or not all(label in labels and _is_range(one) for label, one in stored.items()):
+        raise WeightsError(f"label_slices of {path} must map labels of the decoder to [low, high] or null, given {stored!r}.", tip="Fetch it again.")
+    return {label: one and (one[0], one[1]) for label, one in stored.items()}
+
+
+def _is_range(stored: Any) -> bool:
+    """Whether this is null or two bounds, each a number or null."""
+    if stored is None:
+        return True
+    numbers = isinstance(stored, list) and [bound for bound in stored if bound is not None]
+    return isinstance(stored, list) and len(stored) == 2 and all(type(bound) in (int, float) for bound in numbers or ())
 
 
 def _filled(module: Any, tensors: TensorDict) -> Any:

@@ -24,7 +24,8 @@ class Model:
     """One encoder, its decoders by name, and who answers.
 
     `slices` is the body-part range (None: everywhere) of every decoder that answers;
-    others only support.  `supporters` are the names here of a decoder's supporters, in
+    others only support.  `label_slices` are the ranges of labels that live in a part of
+    their decoder's, by decoder.  `supporters` are the names here of a decoder's supporters, in
     the order of its spec; a decoder without an entry has them under the names in its
     spec.
     """
@@ -33,6 +34,7 @@ class Model:
     decoders: Mapping[str, Decoder]
     slices: Mapping[str, Range | None]
     supporters: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    label_slices: Mapping[str, Mapping[str, Range | None]] = field(default_factory=dict)
 
     @property
     def spec(self) -> EncoderSpec:
@@ -120,7 +122,8 @@ def assemble(encoder: Checkpoint, decoders: Iterable[tuple[str, Checkpoint]]) ->
             )
     built = {name: build_decoder(checkpoint, encoder.spec) for name, checkpoint in parts.items()}
     slices = {name: checkpoint.slices for name, checkpoint in parts.items()}
-    return Model(build_encoder(encoder), built, slices, _bound_supporters(parts))
+    label_slices = {name: checkpoint.label_slices for name, checkpoint in parts.items() if checkpoint.label_slices}
+    return Model(build_encoder(encoder), built, slices, _bound_supporters(parts), label_slices)
 
 
 def _bound_supporters(parts: Mapping[str, Checkpoint]) -> dict[str, tuple[str, ...]]:

@@ -196,9 +196,17 @@ def _decoders(decoders: Sequence[DecoderRecipe]) -> None:
         if min(*decoder.widths, *decoder.kernels, *decoder.convs) < 1:
             raise RecipeError(f"widths, kernels and convs of decoder '{decoder.name}' must be 1 or more.")
         _open_ends(f"open_ends of decoder '{decoder.name}'", decoder.open_ends, decoder.labels)
-        if decoder.limits and not (len(decoder.limits) == 2 and decoder.limits[0] < decoder.limits[1]):
-            raise RecipeError(f"limits of decoder '{decoder.name}' are [low, high], given {list(decoder.limits)}.")
+        _limits(decoder)
         _unique(f"supporter of decoder '{decoder.name}'", decoder.supporters)
+
+
+def _limits(decoder: DecoderRecipe) -> None:
+    by_label = decoder.limits if isinstance(decoder.limits, dict) else {}
+    if unknown := sorted(set(by_label) - set(decoder.labels)):
+        raise RecipeError(f"limits of decoder '{decoder.name}' name '{unknown[0]}', which is none of its labels.")
+    for one in map(decoder.limits_of, decoder.labels):
+        if one and not (len(one) == 2 and one[0] < one[1]):
+            raise RecipeError(f"limits of decoder '{decoder.name}' are [low, high], given {list(one)}.")
 
 
 def _ladder(ladder: LadderRecipe) -> None:

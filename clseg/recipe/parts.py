@@ -52,14 +52,18 @@ class DecoderRecipe:
         "what is unlabelled beyond is left out of the loss",
         make=dict,
     )
-    limits: tuple[float, ...] = knob(
-        "body-part scores [low, high] (0 = pelvis bottom, 1 = head top) between which its structures can be: the range is never "
-        "narrower, and ends that no case shows are here; empty: not known",
+    limits: tuple[float, ...] | dict[str, tuple[float, ...]] = knob(
+        "body-part scores [low, high] (0 = pelvis bottom, 1 = head top) between which its structures can be, or a table of "
+        "them by structure: the range is never narrower, and ends that no case shows are here; empty: not known",
         (),
     )
     supporters: tuple[str, ...] = knob("decoders whose logits help this one (feature-level supporting): of this recipe or of the model", ())
     pathological: bool = knob("trained on cases with tumours: speaks for its organs where a tumour is found", False)
     experimental: bool = knob("`clseg train` alone: list it under <recipe name>_experimental, so that nobody gets it by default", False)
+
+    def limits_of(self, label: str) -> tuple[float, ...]:
+        """The limits of one structure, (low, high) or empty."""
+        return self.limits.get(label, ()) if isinstance(self.limits, dict) else self.limits
 
 
 @dataclass(frozen=True)

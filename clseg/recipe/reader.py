@@ -75,17 +75,22 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     if origin is tuple:
         return _tuple(arguments, value, where)
     if origin is dict:
-        if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):
-            raise RecipeError(f"'{where}' must be a table of strings, given {value!r}.")
-        return dict(value)
+        return _dict(arguments[1], value, where)
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in arguments:
             return None
-        return _value(arguments[0], value, where)
+        tables = [one for one in arguments if typing.get_origin(one) is dict]
+        return _value(tables[0] if tables and isinstance(value, dict) else arguments[0], value, where)
     accepted = (int, float) if hint is float else (hint,)
     if not isinstance(value, accepted) or (isinstance(value, bool) and hint is not bool):
         raise RecipeError(f"'{where}' must be {hint.__name__}, given {value!r}.")
     return float(value) if hint is float else value
+
+
+def _dict(hint: Any, value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict) or (hint is str and not all(isinstance(v, str) for v in value.values())):
+        raise RecipeError(f"'{where}' must be a table{' of strings' if hint is str else ''}, given {value!r}.")
+    return {k: _value(hint, v, f"{where}.{k}") for k, v in value.items()}
 
 
 def _tuple(arguments: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:

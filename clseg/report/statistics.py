@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from clseg import measure, radiomics
+from clseg import measure, radiomics, review
 from clseg.errors import UsageError
 from clseg.io.files import write_csv, write_json
 from clseg.measure import FamilyStatistics, Statistics
 from clseg.output import Output
 from clseg.radiomics import Features
+from clseg.review import Review
 
 CLSEG, TOTALSEGMENTATOR = "clseg", "totalsegmentator"
 FORMATS = (CLSEG, TOTALSEGMENTATOR)
@@ -20,11 +21,12 @@ FORMATS = (CLSEG, TOTALSEGMENTATOR)
 
 @dataclass(frozen=True)
 class Measured:
-    """All that was measured of a scan; `radiomics` is empty where it was not asked for."""
+    """All that was measured of a scan, and the judgement on it; `radiomics` is empty where it was not asked for."""
 
     structures: Mapping[str, Statistics]
     families: Mapping[str, FamilyStatistics] = field(default_factory=dict)
     radiomics: Mapping[str, Features] = field(default_factory=dict)
+    reviews: Mapping[str, Review] = field(default_factory=dict)
 
 
 def check_format(format: str) -> None:
@@ -39,7 +41,7 @@ def save_statistics(place: Output, measured: Measured, *, format: str = CLSEG) -
     write_json(files[0], to_json(measured, format=format))
     if format == CLSEG:
         files.append(place.beside("statistics.csv"))
-        write_csv(files[-1], *measure.to_rows(measured.structures, measured.families))
+        write_csv(files[-1], *to_rows(measured))
     if measured.radiomics:
         files.append(place.beside("radiomics.csv"))
         write_csv(files[-1], *radiomics.to_rows(measured.radiomics))
@@ -52,10 +54,21 @@ def to_json(measured: Measured, *, format: str = CLSEG) -> dict[str, Any]:
     if format == TOTALSEGMENTATOR:
         return {name: _as_totalsegmentator(one) for name, one in measured.structures.items()}
     plain = measure.to_json(measured.structures, measured.families)
+    for name, judgement in review.to_json(measured.reviews).items():
+        plain[name] = {**plain[name], **judgement}
     for name, features in measured.radiomics.items():
         there = any(value is not None for value in features.values())
         plain[name] = {**plain[name], "radiomics": features if there else None}
     return plain
+
+
+def to_rows(measured: Measured) -> tuple[list[str], list[list[Any]]]:
+    """Header and rows of `statistics.csv`: structures, then families, which are not judged."""
+    header, rows = measure.to_rows(measured.structures, measured.families)
+    more, judgements = review.to_rows(measured.reviews)
+    blank = [""] * len(more)
+    filled = [*judgements, *[blank] * (len(rows) - len(judgements))] if judgements else [[]] * len(rows)
+    return [*header, *(more if judgements else [])], [[*row, *judgement] for row, judgement in zip(rows, filled, strict=True)]
 
 
 def _as_totalsegmentator(one: Statistics) -> dict[str, float | None]:

@@ -19,7 +19,7 @@ from clseg.training.average import Average
 from clseg.training.card import origin
 from clseg.training.cases import find_cases
 from clseg.training.network import decoder_spec, encoder_spec, fresh
-from clseg.training.ranges import learned_ranges
+from clseg.training.ranges import DecoderRange, learned_ranges
 from clseg.training.state import read_average
 
 BODYPART = "bodypart"
@@ -91,13 +91,14 @@ def export(recipe: Recipe, average: Average, folder: Path, *, done: int) -> dict
     key = fingerprint(tensors, spec)
     card = _card(recipe, done)
     scorer = recipe.folder / recipe.bodypart if recipe.bodypart else None
-    slices = learned_ranges(recipe, load_bodypart(scorer)) if scorer else {}
+    ranges = learned_ranges(recipe, load_bodypart(scorer)) if scorer else {}
     files = {"encoder": folder / "encoder.safetensors"}
     save(files["encoder"], Checkpoint("encoder", spec, tensors, card=card))
     for decoder in recipe.decoder:
         part = _part(average, f"decoders.{decoder.name}.")
         files[decoder.name] = folder / f"{decoder.name}.safetensors"
-        save(files[decoder.name], Checkpoint("decoder", decoder_spec(decoder), part, encoder=key, slices=slices.get(decoder.name), card={**card, "pathological": decoder.pathological}))
+        where, about = ranges.get(decoder.name, DecoderRange()), {**card, "pathological": decoder.pathological}
+        save(files[decoder.name], Checkpoint("decoder", decoder_spec(decoder), part, key, where.whole, about, where.apart))
     if scorer:
         files[BODYPART] = folder / "bodypart.safetensors"
         if scorer.resolve() != files[BODYPART].resolve():

@@ -24,7 +24,7 @@ from clseg.training.pretrain import load_examples
 from clseg.training.proof import Proof
 from clseg.training.prune import climb
 from clseg.training.publish import Result, card_of, publish, witnessed, write_decoder
-from clseg.training.ranges import learned_ranges
+from clseg.training.ranges import DecoderRange, learned_ranges
 from clseg.training.run import Reports, alone, draw_curves, note_recipe, quicken
 from clseg.training.validation import append
 
@@ -130,8 +130,8 @@ def _finish(
         append(course.run / "validation.csv", f"final-{name}", 0, scores)
         card = card_of(recipe, course.plan, base, final, student, scores)
         scorer = base.scorer()
-        slices = learned_ranges(replace(course.plan, decoder=(decoder,)), scorer)[name] if scorer else None
-        write_decoder(final, file, base, {**card, "pathological": decoder.pathological}, slices)
+        where = learned_ranges(replace(course.plan, decoder=(decoder,)), scorer)[name] if scorer else DecoderRange()
+        write_decoder(final, file, base, {**card, "pathological": decoder.pathological}, where)
     course.here.wait()
     requires = (base.encoder.name, *(one.name for one in named))
     return Result(f"{recipe.into or recipe.model}-{name}", file, decoder.labels, requires, (), read_header(file)["card"])

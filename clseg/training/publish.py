@@ -19,6 +19,7 @@ from clseg.training.base import Base
 from clseg.training.card import origin
 from clseg.training.cases import find_cases
 from clseg.training.proof import Proof, Witness, compare, demand, probe_scan, witness
+from clseg.training.ranges import DecoderRange
 from clseg.training.score import DiceByLabel
 from clseg.training.ticket import nonzero, tau
 from clseg.training.validation import means
@@ -38,12 +39,12 @@ class Result:
 
 
 def write_decoder(
-    decoder: Decoder, file: Path, base: Base, card: dict[str, Any], slices: tuple[float, float] | None
+    decoder: Decoder, file: Path, base: Base, card: dict[str, Any], where: DecoderRange
 ) -> None:
     """One plain file in half precision: the average and the ticket are in the weights, zeros are stored sparsely."""
     file.parent.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.half() for name, tensor in decoder.state_dict().items()}
-    save(file, Checkpoint("decoder", decoder.spec, tensors, encoder=base.key, slices=slices, card=card))
+    save(file, Checkpoint("decoder", decoder.spec, tensors, base.key, where.whole, card, where.apart))
 
 
 def card_of(

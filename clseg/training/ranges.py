@@ -1,4 +1,4 @@
-"""Ranges: between which body-part scores the structures of a decoder live, from the cases that it learnt from.
+"""Ranges: between which body-part scores structures live, each by itself and those of a decoder together, from the cases that it learnt from.
 
 clnet's rule, over the cases that annotate a structure (scores of the slices that show it): P_lo and P_hi are the means of the 0.5
 and 99.5 percentiles, M the mean extent.  Organs: [P_lo − 0.25·M, P_hi + 0.25·M]; lesions (tumours, lymph nodes): [min − SD, max + SD].
@@ -13,7 +13,7 @@ Three things are ours, for a range that is too narrow loses organs:
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from clseg.catalogue import Catalogue
 from clseg.inference.bodypart import score_scan
 from clseg.io.check import check
 from clseg.network.bodypart import SliceScorer
-from clseg.recipe import Recipe
+from clseg.recipe import DecoderRecipe, Recipe
 from clseg.training.cases import Case, find_cases, read_grid, read_masks
 from clseg.training.slices import slices_with
 
@@ -31,6 +31,29 @@ SHARE = 0.25  # of the mean extent, clnet
 SLACK = 0.02  # about 18 mm, what the regressor errs
 FEW_CASES, FEW = 2, 2.0
 MOST = 25  # cases of a dataset that are looked at
+
+
+@dataclass(frozen=True)
+class DecoderRange:
+    """Where a decoder looks, and where each of its labels lives; None: everywhere."""
+
+    whole: Range | None = None
+    labels: Mapping[str, Range | None] = field(default_factory=dict)
+
+    @property
+    def apart(self) -> Mapping[str, Range | None]:
+        """The labels' ranges when one of them differs from the decoder's, which says it all otherwise."""
+        return self.labels if any(one != self.whole for one in self.labels.values()) else {}
+
+    def joined(self, other: DecoderRange) -> DecoderRange:
+        """What both cover; a label that one of them does not name has no range of its own."""
+        labels = {label: wider(mine, other.labels[label]) for label, mine in self.labels.items() if label in other.labels}
+        return DecoderRange(wider(self.whole, other.whole), labels)
+
+
+def wider(one: Range | None, other: Range | None) -> Range | None:
+    """The range that covers both; a bound that is open in one of them is open."""
+    return _together([one, other])
 
 
 @dataclass(frozen=True)
@@ -60,17 +83,17 @@ def ranges(
     `decoders` are their labels by name, `open_ends` as in a recipe ('inferior',
     'superior', 'both' per structure), `lesions` the structures that can lie anywhere.
     """
-    found: dict[str, Range | None] = {}
-    for name, labels in decoders.items():
-        each = [range_of(views, label, open_end=(open_ends or {}).get(label, ""), lesion=label in lesions) for label in labels]
-        found[name] = _together(each)
-    return found
+    return {
+        name: _together([range_of(views, label, open_end=(open_ends or {}).get(label, ""), lesion=label in lesions) for label in labels])
+        for name, labels in decoders.items()
+    }
 
 
-def learned_ranges(recipe: Recipe, scorer: SliceScorer) -> dict[str, Range | None]:
-    """Ranges of all decoders of a recipe, from at most MOST of the real scans of each dataset that it learns from.
+def learned_ranges(recipe: Recipe, scorer: SliceScorer) -> dict[str, DecoderRange]:
+    """Ranges of all decoders of a recipe and their labels, from at most MOST of the real scans of each dataset that it learns from.
 
-    No range is narrower than the recipe's `limits`; an end that no case shows is there, and open without them.
+    No structure's range is narrower than the recipe's `limits`; an end that no case shows is there, and open without
+    them.  A decoder's range covers those of its labels.
     """
     catalogue = Catalogue.builtin()
     labels = {decoder.name: decoder.labels for decoder in recipe.decoder}
@@ -78,8 +101,8 @@ def learned_ranges(recipe: Recipe, scorer: SliceScorer) -> dict[str, Range | Non
     lesions = {name for name in every if name in catalogue and catalogue[name].hosts}
     ends = {label: end for decoder in recipe.decoder for label, end in decoder.open_ends.items()}
     views = [view(case, every, scorer) for case in _some_of_each(find_cases(recipe))]
-    found = ranges(views, labels, open_ends=ends, lesions=lesions)
-    return {decoder.name: _limited(found[decoder.name], decoder.limits) for decoder in recipe.decoder}
+    each = ranges(views, {label: [label] for label in sorted(every)}, open_ends=ends, lesions=lesions)
+    return {decoder.name: _of_decoder(decoder, each) for decoder in recipe.decoder}
 
 
 def _some_of_each(cases: Sequence[Case]) -> list[Case]:
@@ -89,6 +112,11 @@ def _some_of_each(cases: Sequence[Case]) -> list[Case]:
         if case.ct is not None:
             by_dataset.setdefault(case.dataset.name, []).append(case)
     return [mine[i * len(mine) // min(len(mine), MOST)] for mine in by_dataset.values() for i in range(min(len(mine), MOST))]
+
+
+def _of_decoder(decoder: DecoderRecipe, each: Mapping[str, Range | None]) -> DecoderRange:
+    labels = {label: _limited(each[label], decoder.limits_of(label)) for label in decoder.labels}
+    return DecoderRange(_together(list(labels.values())), labels)
 
 
 def _limited(found: Range | None, limits: tuple[float, ...]) -> Range | None:

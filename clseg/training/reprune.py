@@ -16,6 +16,7 @@ from clseg.training.learn import Learned
 from clseg.training.pretrain import load_examples
 from clseg.training.prune import climb
 from clseg.training.publish import Result, card_of, publish, renewed, witnessed, write_decoder
+from clseg.training.ranges import DecoderRange
 from clseg.training.run import Reports, alone, draw_curves, note_recipe, quicken
 from clseg.training.update import decoder_recipe, next_name, open_decoder
 
@@ -58,7 +59,7 @@ def reprune(
         if not (resume and file.is_file()):
             scores = course.dice({name: final}, helpers, every=True)
             card = renewed(checkpoint.card, card_of(recipe, plan, base, final, dense, scores))
-            write_decoder(final, file, base, {**card, "pruned_from": asset.sha256}, checkpoint.slices)
+            write_decoder(final, file, base, {**card, "pruned_from": asset.sha256}, DecoderRange(checkpoint.slices, checkpoint.label_slices))
         card = read_header(file)["card"]
         target = recipe.into or model
         named, replaces = (f"{target}-{name}", ()) if recipe.into else (next_name(asset), (asset.name, *asset.replaces))

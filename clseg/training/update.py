@@ -22,7 +22,7 @@ from clseg.training.inspect import inspect_cases
 from clseg.training.pretrain import load_examples
 from clseg.training.proof import Proof
 from clseg.training.publish import Result, card_of, publish, renewed, witnessed, write_decoder
-from clseg.training.ranges import Range, learned_ranges
+from clseg.training.ranges import DecoderRange, learned_ranges
 from clseg.training.run import Reports, alone, draw_curves, note_recipe, quicken
 from clseg.training.score import DiceByLabel
 from clseg.training.validation import means
@@ -110,14 +110,12 @@ def update(recipe: UpdateRecipe, run: Path, *, resume: bool = False, reports: Re
         return Updated(result, rows, proof)
 
 
-def _wider(checkpoint: Checkpoint, plan: Recipe, base: Base) -> Range | None:
-    """The decoder's body-part range, widened by what the new cases show."""
-    scorer = base.scorer()
-    if checkpoint.slices is None or scorer is None:
-        return checkpoint.slices
-    found = learned_ranges(plan, scorer)[plan.decoder[0].name]
-    (low, high), (lower, higher) = checkpoint.slices, found or (None, None)
-    return (None if None in (low, lower) else min(low, lower), None if None in (high, higher) else max(high, higher))  # type: ignore[type-var]
+def _wider(checkpoint: Checkpoint, plan: Recipe, base: Base) -> DecoderRange:
+    """The body-part range of the decoder, and of its labels, widened by what the new cases show."""
+    known, scorer = DecoderRange(checkpoint.slices, checkpoint.label_slices), base.scorer()
+    if known.whole is None or scorer is None:
+        return known
+    return known.joined(learned_ranges(plan, scorer)[plan.decoder[0].name])
 
 
 def open_decoder(asset: Asset, base: Base) -> tuple[Model | None, Checkpoint]:
