@@ -37,8 +37,8 @@ class Size:
 
 SIZES = {
     "tiny": Size((60, 50, 56), (6.0, 6.0, 6.0)),
-    "tiny_long": Size((60, 50, 224), (6.0, 6.0, 6.0)),
-    "tiny_body": Size((60, 60, 140), (6.0, 6.0, 6.0), whole_body=True),
+    "tiny_long": Size((60, 50, 112), (6.0, 6.0, 6.0)),
+    "tiny_body": Size((60, 60, 120), (6.0, 6.0, 6.0), whole_body=True),
     "small": Size((122, 101, 112), (3.0, 3.0, 3.0)),
     "medium": Size((512, 512, 150), (0.8, 0.8, 2.0)),
     "long": Size((512, 512, 600), (0.8, 0.8, 1.5)),
