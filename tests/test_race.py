@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from clseg.io.files import read
 from clseg.io.nifti import write_mask
 from clseg.network.spec import joins
 from clseg.phantom import small_phantom
@@ -83,11 +84,13 @@ def test_a_scan_has_the_voxels_asked_for():
     np.testing.assert_array_equal(found.array[:, 4:36, :48], ct.array[10:30])
 
 
-def test_scans_are_made_without_real_ones(tmp_path):
-    """Where there are no CTs the synthetic torso serves; the file is made once."""
+def test_scans_are_made_without_real_ones(tmp_path, monkeypatch):
+    """Where there are no CTs the synthetic torso serves (here the tiny one); the file is made once and has the size of its name."""
+    monkeypatch.setattr("race.scans.phantom", small_phantom)
     file = make_scan("tiny", tmp_path / "scans", tmp_path / "nothing")
     before = file.stat().st_mtime_ns
     assert make_scan("tiny", tmp_path / "scans", tmp_path / "nothing").stat().st_mtime_ns == before
+    assert read(file).shape == (60, 50, 56)
     assert SIZES["tiny"].voxels == 60 * 50 * 56
 
 
