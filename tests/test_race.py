@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 from race.agreement import agreement
 from race.networks import dense_decoder, encoder_like, install_decoders, pruned_decoder, structures, weight_count
+from race.rows import CASES, DECODERS, Race, decoders, memory, roi, writing
 from race.scans import SIZES, Size, fitted, make_scan
 from race.table import Figure, Result, markdown, usual_figures
 from race.timing import Pairs, Run, Spread, added, in_turns, measured
@@ -133,3 +134,53 @@ def test_installed_decoders_answer(tmp_path, own_home):
     encoder = encoder_like("tiny")
     install_decoders("race", encoder, [pruned_decoder(encoder, structures(n, 2)) for n in (1, 2)], own_home)
     assert set(manifest(home=own_home).labels_of("race")) == {"race_1_01", "race_1_02", "race_2_01", "race_2_02"}
+
+
+class Pretended(Race):
+    """A race in which nothing is run: every process of clseg takes a second and as many MiB as `peaks` says for its scan."""
+
+    peaks = {}  # noqa: RUF012
+
+    def clseg(self, scan, out, model, *more):
+        return Run(1.0, 1.0, self.peaks.get(Path(scan).name, 500.0))
+
+    def scan(self, name):
+        return self.folder / name
+
+
+@pytest.fixture
+def race(tmp_path) -> Race:
+    return Pretended(CASES["smoke"], tmp_path, tmp_path / "data", tmp_path / "peer", 1, 0.5, "cpu", False, lambda text: None)
+
+
+def test_memory_counts_beyond_scan_and_label_map(race, monkeypatch):
+    """Four bytes a voxel are taken off both sides: 300 and 100 MiB beyond them are 3 times as much, more than 1.3."""
+    mib = {name: SIZES[name].voxels * 4 / 2**20 for name in ("tiny", "tiny_long")}
+    monkeypatch.setattr(Pretended, "peaks", {"tiny": 100 + mib["tiny"], "tiny_long": 300 + mib["tiny_long"]})
+    result = next(memory(race))
+    assert result.figures[0].ratio.median == pytest.approx(3)
+    assert result.figures[0].verdict == "≤ 1.3: missed"
+    assert result.sides == ("tiny_long", "tiny")
+
+
+def test_one_run_of_many_decoders_against_a_run_each(race):
+    """Eight fresh processes of a second each are eight seconds: a run of all in one second is an eighth."""
+    dense, pruned = decoders(race)
+    assert DECODERS == 8
+    assert [figure.ratio.median for figure in dense.figures] == [1 / 8, 1 / 8, 1]
+    assert (dense.figures[0].verdict, pruned.figures[0].verdict) == ("–", "≤ 0.25: kept")
+
+
+def test_a_region_against_everything(race):
+    """Equal seconds are more than 0.4."""
+    (result,) = roi(race)
+    assert result.figures[0].verdict == "≤ 0.4: missed"
+
+
+def test_what_the_benchmark_of_writing_says(race, monkeypatch):
+    """Its lines are read: 0.63 s of 12.6 s are 0.05."""
+    said = "clseg           0.63 s        6 MiB beyond the scene      6.7 MB\nnibabel        12.60 s      228 MiB beyond the scene     22.9 MB\n"
+    monkeypatch.setattr("race.rows.subprocess.run", lambda *words, **options: type("Done", (), {"returncode": 0, "stdout": said, "stderr": ""}))
+    (result,) = writing(race)
+    assert result.figures[0].ratio.median == pytest.approx(0.05)
+    assert result.figures[0].verdict == "≤ 0.2: kept"
