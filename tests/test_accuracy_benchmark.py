@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks.accuracy import Line, case_table, kinds_beside, of_table, summarised, summary_table
+from benchmarks.accuracy import Line, case_table, kinds_beside, of_recipe, of_table, summarised, summary_table
 from clseg.errors import InputError
 from clseg.io.nifti import write_mask
 from clseg.metrics import Scores, bootstrap_interval
@@ -73,3 +73,22 @@ def test_a_table_of_predictions(tmp_path):
     table.write_text("case,mask\na,b\n")
     with pytest.raises(InputError, match="reference and prediction or ct"):
         of_table(table, given())
+
+
+def test_a_recipes_labels_are_of_whom_its_cases_say(monkeypatch):
+    """The body of an OpenKBP patient is automatic, the mandible a human's, whoever else is in the list; only the case asked for is run."""
+    from pathlib import Path
+
+    recipe = Path(__file__).parents[1] / "recipes" / "starter.toml"
+    if not (recipe.parents[2] / "shared" / "data" / "index.csv").is_file():
+        pytest.skip("the real CTs of ../shared/data are not on this machine")
+    asked = {}
+
+    def validate(recipe, **options):
+        asked.update(options)
+        return {"openkbp/pt_101": {"mandible": LINES[0].scores, "body": LINES[3].scores}}
+
+    monkeypatch.setattr("clseg.training.validate.validate", validate)
+    lines = of_recipe(recipe, argparse.Namespace(case=["openkbp/pt_101"], model="starter", device="cpu", split="val"))
+    assert [(line.structure, line.kind) for line in lines] == [("mandible", "human (clinical contour)"), ("body", "automatic")]
+    assert asked["only"] == ["openkbp/pt_101"]
