@@ -210,3 +210,19 @@ def test_windows_that_strides_do_not_divide() -> None:
         Decoder(DecoderSpec(stages, ("liver",)), spec)(maps)
     with pytest.raises(WeightsError, match="mismatch is one of '', 'crop', 'resize', given 'stretch'"):
         DecoderSpec(stages, ("liver",), mismatch="stretch")
+
+
+@pytest.mark.parametrize(("batch", "act"), [(1, True), (3, True), (2, False)])
+def test_normalising_in_place_is_torchs_own_to_the_last_bit(batch: int, act: bool) -> None:
+    """Without a gradient a block writes over its convolution's result; with one it cannot: both give the same bits, and the input stays."""
+    torch.manual_seed(5)
+    block = ConvNormAct(3, 6, THREE, act=act)
+    nn.init.normal_(block.norm.weight)
+    nn.init.normal_(block.norm.bias)
+    x = torch.randn(batch, 3, 9, 8, 7)
+    before = x.clone()
+    with torch.inference_mode():
+        found = block(x)
+        expected = block.act(nn.functional.instance_norm(block.conv(x), weight=block.norm.weight, bias=block.norm.bias, eps=1e-5))
+    assert torch.equal(found, expected)
+    assert torch.equal(x, before)

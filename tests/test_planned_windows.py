@@ -59,3 +59,16 @@ def test_what_underflows_gets_the_smallest_weight() -> None:
     """In the far corner of a long window SciPy's Gaussian is cut off; the least positive weight stands there."""
     weight = gaussian((40, 4, 4))
     assert weight[0, 0, 0] == weight.min() > 0
+
+
+@pytest.mark.parametrize("patch", [(8, 8, 8), (7, 9, 32), (28, 60, 56), (1, 3, 5)])
+def test_the_gaussian_is_scipys_to_the_last_bit(patch: tuple[int, int, int]) -> None:
+    """A point blurred by SciPy, divided by its largest value, the smallest positive one where nothing is left: what nnU-Net does."""
+    from scipy import ndimage
+
+    point = np.zeros(patch)
+    point[tuple(n // 2 for n in patch)] = 1
+    blurred = ndimage.gaussian_filter(point, [n / 8 for n in patch], mode="constant")
+    expected = (blurred / blurred.max()).astype(np.float32)
+    expected[expected == 0] = expected[expected > 0].min()
+    np.testing.assert_array_equal(gaussian(patch), expected)

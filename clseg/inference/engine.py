@@ -86,7 +86,8 @@ class Engine:
                 self._move_to_cpu()
         for index, name in enumerate(wanted):
             with main_memory():
-                whole = torch.cat([part[index][1] for part in parts])
+                each = [part[index][1] for part in parts]
+                whole = each[0] if len(each) == 1 else torch.cat(each)
             yield name, whole
 
     def _run(self, tiles: torch.Tensor, decoders: list[str]) -> Iterator[Logits]:

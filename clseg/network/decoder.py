@@ -66,7 +66,10 @@ class Decoder(nn.Module):
 
     def _step(self, stage: int, x: torch.Tensor, features: Sequence[torch.Tensor]) -> torch.Tensor:
         skip = self.skips[stage](features[-2 - stage])
-        return self.convs[stage](torch.cat(_meeting(self.ups[stage](x), skip, self.spec.mismatch), dim=1))
+        x = torch.cat(_meeting(self.ups[stage](x), skip, self.spec.mismatch), dim=1)
+        for block in self.convs[stage]:  # one by one, so that what was joined is let go after the first
+            x = block(x)
+        return x
 
     def _logits(self, stage: int, x: torch.Tensor, supports: Supports) -> torch.Tensor:
         logits = self.heads[stage](x)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 
 from clseg.errors import UsageError
@@ -15,14 +17,21 @@ from clseg.volume import Volume
 
 
 def validate(
-    recipe: Recipe, *, split: str = "val", model: str = "starter", device: str = "auto", report: Progress = SILENT
+    recipe: Recipe,
+    *,
+    split: str = "val",
+    model: str = "starter",
+    device: str = "auto",
+    only: Collection[str] = (),
+    report: Progress = SILENT,
 ) -> dict[str, dict[str, Scores]]:
     """Scores by case and structure, through the whole chain as a user runs it.
 
     Only structures that a case annotates are scored there: what is not labelled is
     unknown, not background.  For the same reason a structure with open ends (contoured
     only in part along z, see `DecoderRecipe.open_ends`) is not scored beyond the slices at
-    those ends where its contours stop.  Raises UsageError when the split has no case.
+    those ends where its contours stop.  `only` are the names of some cases, where not all
+    are wanted.  Raises UsageError when the split has no case, or none of a name in `only`.
     """
     cases = [case for case in find_cases(recipe, split) if case.ct is not None]  # a synthetic scan proves nothing
     if not cases:
@@ -30,6 +39,9 @@ def validate(
         raise UsageError(
             f"There is no case with a CT in the split '{split}' of recipe '{recipe.name}', the splits there are: {', '.join(there) or 'none'}."
         )
+    if unknown := sorted(set(only) - {case.name for case in cases}):
+        raise UsageError(f"The split '{split}' of recipe '{recipe.name}' has no case '{unknown[0]}'.", tip=f"It has {', '.join(case.name for case in cases[:5])} …")
+    cases = [case for case in cases if not only or case.name in only]
     results: dict[str, dict[str, Scores]] = {}
     with report.stage(f"Evaluating {split}", len(cases)) as advance:
         for case in cases:

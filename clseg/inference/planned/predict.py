@@ -89,10 +89,16 @@ class _Sums:
             self.sums[name][(slice(None), *there)].addcmul_(values, self.weight)
 
     def finish(self, count: int) -> dict[str, torch.Tensor]:
-        """Mean scores of the first `count` rows, which are then forgotten."""
-        means = {name: sums[:, :count] / (self.counts[name] * self.weights[:count]) for name, sums in self.sums.items()}
-        self.sums = {name: _moved(sums, count, 1) for name, sums in self.sums.items()}
-        self.weights = _moved(self.weights, count, 0)
+        """Mean scores of the first `count` rows, which are then forgotten; when these are all, there is no more to add."""
+        last = count == len(self.weights)
+        means = {}
+        for name, sums in self.sums.items():
+            total = self.counts[name] * self.weights[:count]
+            means[name] = sums.div_(total) if last else sums[:, :count] / total
+        if not last:
+            for sums in self.sums.values():
+                _move(sums.movedim(1, 0), count)
+            _move(self.weights, count)
         return means
 
 
@@ -108,11 +114,12 @@ def _scores(tile: torch.Tensor, plan: Plan, answers: Answers, advance: Callable[
         flips = _flips(plan.mirror_axes)
         for axes in flips:
             for decoder, logits in engine(tile.flip(axes)[None, None], owners):
-                scores = logits[0].cpu().flip([axis + 1 for axis in axes])
+                scores = logits[0].cpu()
+                scores = scores.flip([axis + 1 for axis in axes]) if axes else scores
                 scores = torch.softmax(scores, dim=0) if plan.averaged == "probabilities" else scores
                 total[decoder] = total[decoder] + scores if decoder in total else scores
         for decoder, scores in total.items():
-            yield owners[decoder], scores / len(flips)
+            yield owners[decoder], scores / len(flips) if len(flips) > 1 else scores
         advance(1)
 
 
@@ -147,8 +154,8 @@ def _unpadded(start: int, scores: Mapping[str, torch.Tensor], offset: list[int],
         yield Rows(low - offset[0], {name: one[:, low - start : high - start, y, x] for name, one in scores.items()})
 
 
-def _moved(array: torch.Tensor, count: int, axis: int) -> torch.Tensor:
-    """`array` without its first `count` rows, zeros behind."""
-    rest = array.narrow(axis, count, array.shape[axis] - count)
-    empty = torch.zeros_like(array.narrow(axis, 0, count))
-    return torch.cat([rest, empty], dim=axis)
+def _move(rows: torch.Tensor, count: int) -> None:
+    """Forget the first `count` rows of the first axis: the others move to their place, one by one and without a copy of all, zeros behind."""
+    for row in range(count, len(rows)):
+        rows[row - count] = rows[row]
+    rows[len(rows) - count :] = 0

@@ -1,0 +1,76 @@
+"""Speed and memory, side by side in one run: against nnU-Net's own predictor on the same weights, and of clseg against itself.
+
+    python benchmarks/speed.py --smoke                    # does everything work? tiny networks and scans, a minute or two
+    python benchmarks/speed.py --quick --json speed.json  # about 20 minutes on two cores
+    python benchmarks/speed.py --row one --row five       # some rows alone, with large networks and scans too: hours
+
+Times are from the file to the written segmentation, of a fresh process; memory is the peak of its resident set.  Pairs are
+run in turns, and the ratio of every pair is taken.  Both sides have the same weights, CT, step, threads and torch, and no
+mirroring; nnU-Net runs without worker processes, which spares it their start and their memory (`--workers`: with one for
+reading and one for writing).  The environment of nnU-Net is made at the first run.  What the rows compare: see `race/rows.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))  # the folder `race`, also when this file is imported
+
+from race.rows import CASES, ROOT, ROWS, Race
+from race.table import Result, machine, markdown
+
+
+def main(words: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    effort = parser.add_mutually_exclusive_group()
+    for name, text in (("smoke", "only try everything, tiny"), ("quick", "what two cores can do in 20 minutes")):
+        effort.add_argument(f"--{name}", dest="effort", action="store_const", const=name, default="full", help=text)
+    parser.add_argument("--row", action="append", choices=list(ROWS), help="this row alone; may be repeated")
+    parser.add_argument("--repeats", type=int, help="pairs of runs")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--step", type=float, default=0.5)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda, for both sides")
+    parser.add_argument("--workers", action="store_true", help="nnU-Net's usual way, with worker processes")
+    parser.add_argument("--folder", type=Path, default=ROOT / "runs/race", help="for scans, networks and results (some GB)")
+    parser.add_argument("--peer", type=Path, help="environment of nnU-Net; default: a folder in --folder")
+    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared/data", help="real CTs, as in shared/data")
+    parser.add_argument("--json", type=Path, help="write every number here too")
+    given = parser.parse_args(words)
+
+    about = machine()
+    race = race_of(given)
+    results: list[Result] = []
+    for name in given.row or ROWS:
+        print(f"{name}: {ROWS[name].__doc__}", flush=True)
+        results += ROWS[name](race)
+        if given.json:
+            write(given.json, about, given, results)
+    print(f"\n{about['cpu']}, {about['cores']} cores, torch {about['torch']}, {given.threads} threads, step {given.step}, {race.cases.repeats} pairs")
+    print(f"load of the machine before: {about['load_at_start']}\n")
+    print(markdown(results))
+
+
+def race_of(given: argparse.Namespace) -> Race:
+    from dataclasses import replace
+
+    cases = CASES[given.effort]
+    cases = replace(cases, repeats=given.repeats or cases.repeats)
+    folder = given.folder.absolute()
+    (folder / "out").mkdir(parents=True, exist_ok=True)
+    return Race(
+        cases, folder, given.data, (given.peer or folder / "peer").absolute(), given.threads, given.step, given.device, given.workers, lambda text: print(text, flush=True)
+    )
+
+
+def write(path: Path, about: dict[str, object], given: argparse.Namespace, results: list[Result]) -> None:
+    """All numbers so far, whole or not at all."""
+    from clseg.io.files import write_json
+
+    settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(given).items()}
+    write_json(path, {"machine": about, "settings": settings, "results": [result.to_dict() for result in results]})
+
+
+if __name__ == "__main__":
+    main()

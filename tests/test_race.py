@@ -1,0 +1,186 @@
+"""Facts about the benchmark of speed: what is measured, made and compared is what the table says."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from clseg.io.files import read
+from clseg.io.nifti import write_mask
+from clseg.network.spec import joins
+from clseg.phantom import small_phantom
+from clseg.volume import Volume
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+
+from race.agreement import agreement
+from race.networks import dense_decoder, encoder_like, install_decoders, pruned_decoder, structures, weight_count
+from race.rows import CASES, DECODERS, Race, decoders, memory, roi, writing
+from race.scans import SIZES, Size, fitted, make_scan
+from race.table import Figure, Result, markdown, usual_figures
+from race.timing import Pairs, Run, Spread, added, in_turns, measured
+
+SLOW_AND_LARGE = "import time; held = bytearray(100 << 20); time.sleep(0.2)"
+
+
+def test_a_program_is_measured_and_not_what_started_it(tmp_path):
+    """Started from a process that once held more, 100 MiB are 100 MiB and a bit, and 0.2 s of sleep are no work."""
+    large = np.ones(300 << 20, np.uint8)  # this process now has a higher peak than the program
+    del large
+    run = measured([sys.executable, "-c", SLOW_AND_LARGE], {}, tmp_path / "log")
+    assert 100 < run.peak_mib < 200
+    assert run.seconds >= 0.2
+    assert run.cpu_seconds < run.seconds
+
+
+def test_a_program_that_fails_is_no_result(tmp_path):
+    """Its last words are in the error."""
+    with pytest.raises(RuntimeError, match=r"(?s)ended with 3.*no such luck"):
+        measured([sys.executable, "-c", "print('no such luck'); raise SystemExit(3)"], {}, tmp_path / "log")
+
+
+def test_ways_are_run_in_turns():
+    """Ours, theirs; theirs, ours; ours, theirs."""
+    order: list[str] = []
+
+    def way(name: str, seconds: float):
+        return lambda: order.append(name) or Run(seconds, seconds, 100)
+
+    pairs = in_turns(way("ours", 1), way("theirs", 4), 3, lambda text: None)
+    assert order == ["ours", "theirs", "theirs", "ours", "ours", "theirs"]
+    assert pairs.ratio("seconds") == Spread(0.25, 0.25, 0.25)
+
+
+def test_ratios_are_taken_pair_by_pair():
+    """1/2, 3/4 and 1/1: median 0.75 from 0.5 to 1; a goal of 0.7 is missed, one of 0.8 kept."""
+    pairs = Pairs(tuple(Run(s, s, 10) for s in (1, 3, 1)), tuple(Run(s, s, 40) for s in (2, 4, 1)))
+    assert pairs.ratio("seconds") == Spread(0.75, 0.5, 1)
+    time, _, memory = usual_figures(pairs, seconds=0.7, memory=0.5)
+    assert (time.verdict, replace(time, goal=0.8).verdict, memory.verdict) == ("≤ 0.7: missed", "≤ 0.8: kept", "≤ 0.5: kept")
+
+
+def test_runs_one_after_the_other():
+    """Times add up, the largest memory counts."""
+    assert added([Run(1, 2, 300), Run(10, 20, 200)]) == Run(11, 22, 300)
+
+
+def test_the_table():
+    """A line a figure; the share of equal voxels stands in the first."""
+    figure = Figure("wall time", "s", Spread(1.5, 1, 2), Spread(123.4, 100, 200), Spread(0.012, 0.01, 0.02), 0.7)
+    lines = markdown([Result("one", "tiny", ("clseg", "nnU-Net"), (figure, replace(figure, goal=None)), 0.99875)]).splitlines()
+    assert lines[2] == "| one | tiny: clseg against nnU-Net | wall time | 1.50 s | 123 s | 0.01 (0.01 to 0.02) | ≤ 0.7: kept | 99.875 % |"
+    assert lines[3].endswith("| – |  |")
+
+
+def test_a_scan_has_the_voxels_asked_for():
+    """Larger than the original it goes on as its mirror image, smaller it is its middle."""
+    ct, _ = small_phantom()  # 40 × 32 × 48 voxels of 6 mm
+    found = fitted(ct, Size((20, 40, 96), (6.0, 6.0, 6.0)))
+    assert found.shape == (20, 40, 96)
+    np.testing.assert_array_equal(found.array[..., 48:], found.array[..., 47::-1])
+    np.testing.assert_array_equal(found.array[:, 4:36, :48], ct.array[10:30])
+
+
+def test_scans_are_made_without_real_ones(tmp_path, monkeypatch):
+    """Where there are no CTs the synthetic torso serves (here the tiny one); the file is made once and has the size of its name."""
+    monkeypatch.setattr("race.scans.phantom", small_phantom)
+    file = make_scan("tiny", tmp_path / "scans", tmp_path / "nothing")
+    before = file.stat().st_mtime_ns
+    assert make_scan("tiny", tmp_path / "scans", tmp_path / "nothing").stat().st_mtime_ns == before
+    assert read(file).shape == (60, 50, 56)
+    assert SIZES["tiny"].voxels == 60 * 50 * 56
+
+
+def label_map(file: Path, values, names=None) -> Path:
+    """A file of 4 × 1 × 2 voxels with these labels in both slices."""
+    array = np.asfortranarray(np.repeat(np.array(values, np.uint16)[:, None, None], 2, axis=2))
+    table = None if names is None else {number: (name, (1, 2, 3)) for name, number in names.items()}
+    write_mask(file, array, Volume(array, np.eye(4)), labels=table)
+    return file
+
+
+def test_labels_are_compared_by_name(tmp_path):
+    """Ours has other numbers: of four voxels background, liver and spleen are the same, one is spleen here and nothing there."""
+    ours = label_map(tmp_path / "ours.nii.gz", [0, 205, 7, 7], {"liver": 205, "spleen": 7})
+    theirs = label_map(tmp_path / "theirs.nii.gz", [0, 1, 2, 0])
+    assert agreement(ours, [(theirs, ("liver", "spleen"))]) == 0.75
+    assert agreement(ours, [(theirs, ("spleen", "liver"))]) == 0.25
+
+
+def test_where_models_compete_either_may_win(tmp_path):
+    """Voxels: nobody's, one model's, both models' (ours is the second's), both models' (ours is nobody's: wrong)."""
+    ours = label_map(tmp_path / "ours.nii.gz", [0, 1, 2, 0], {"liver": 1, "spleen": 2})
+    first, second = (label_map(tmp_path / f"{n}.nii.gz", values) for n, values in enumerate(([0, 1, 1, 1], [0, 0, 1, 1])))
+    assert agreement(ours, [(first, ("liver",)), (second, ("spleen",))]) == 0.75
+
+
+def test_pruned_decoders_are_physically_small():
+    """At the paper's size a quarter of all channels, and 1/16 of the weights of inner layers: τ is at least 0.9."""
+    encoder = encoder_like("paper")
+    dense, pruned = (build(encoder, structures(1)) for build in (dense_decoder, pruned_decoder))
+    assert [stage.convs for stage in pruned.stages] == [(80, 80), (64, 64), (32, 32), (16, 16), (8, 8)]
+    assert [join.skip * 4 for join in joins(pruned, encoder)] == [join.skip for join in joins(dense, encoder)]
+    assert 1 - weight_count(pruned, encoder) / weight_count(dense, encoder) >= 0.9
+
+
+def test_installed_decoders_answer(tmp_path, own_home):
+    """A model of two decoders by name, each with its structures."""
+    from clseg.weights.cache import manifest
+
+    encoder = encoder_like("tiny")
+    install_decoders("race", encoder, [pruned_decoder(encoder, structures(n, 2)) for n in (1, 2)], own_home)
+    assert set(manifest(home=own_home).labels_of("race")) == {"race_1_01", "race_1_02", "race_2_01", "race_2_02"}
+
+
+class Pretended(Race):
+    """A race in which nothing is run: every process of clseg takes a second and as many MiB as `peaks` says for its scan."""
+
+    peaks = {}  # noqa: RUF012
+
+    def clseg(self, scan, out, model, *more):
+        return Run(1.0, 1.0, self.peaks.get(Path(scan).name, 500.0))
+
+    def scan(self, name):
+        return self.folder / name
+
+
+@pytest.fixture
+def race(tmp_path) -> Race:
+    return Pretended(CASES["smoke"], tmp_path, tmp_path / "data", tmp_path / "peer", 1, 0.5, "cpu", False, lambda text: None)
+
+
+def test_memory_counts_beyond_scan_and_label_map(race, monkeypatch):
+    """Four bytes a voxel are taken off both sides: 300 and 100 MiB beyond them are 3 times as much, more than 1.3."""
+    mib = {name: SIZES[name].voxels * 4 / 2**20 for name in ("tiny", "tiny_long")}
+    monkeypatch.setattr(Pretended, "peaks", {"tiny": 100 + mib["tiny"], "tiny_long": 300 + mib["tiny_long"]})
+    result = next(memory(race))
+    assert result.figures[0].ratio.median == pytest.approx(3)
+    assert result.figures[0].verdict == "≤ 1.3: missed"
+    assert result.sides == ("tiny_long", "tiny")
+
+
+def test_one_run_of_many_decoders_against_a_run_each(race):
+    """Eight fresh processes of a second each are eight seconds: a run of all in one second is an eighth."""
+    dense, pruned = decoders(race)
+    assert DECODERS == 8
+    assert [figure.ratio.median for figure in dense.figures] == [1 / 8, 1 / 8, 1]
+    assert (dense.figures[0].verdict, pruned.figures[0].verdict) == ("–", "≤ 0.25: kept")
+
+
+def test_a_region_against_everything(race):
+    """Equal seconds are more than 0.4."""
+    (result,) = roi(race)
+    assert result.figures[0].verdict == "≤ 0.4: missed"
+
+
+def test_what_the_benchmark_of_writing_says(race, monkeypatch):
+    """Its lines are read: 0.63 s of 12.6 s are 0.05."""
+    said = "clseg           0.63 s        6 MiB beyond the scene      6.7 MB\nnibabel        12.60 s      228 MiB beyond the scene     22.9 MB\n"
+    monkeypatch.setattr("race.rows.subprocess.run", lambda *words, **options: type("Done", (), {"returncode": 0, "stdout": said, "stderr": ""}))
+    (result,) = writing(race)
+    assert result.figures[0].ratio.median == pytest.approx(0.05)
+    assert result.figures[0].verdict == "≤ 0.2: kept"
