@@ -16,7 +16,6 @@ from typing import NamedTuple
 import numpy as np
 
 from clseg.spatial.crop import Box
-from clseg.volume import Shape
 
 
 class Faint(NamedTuple):
@@ -116,8 +115,8 @@ class Sheet:
         return Sheet(self.rows, {name: Packed.of(claim.opened()) for name, claim in self.claims.items()})
 
 
-def united(chunks: Sequence[Sequence[Sheet]], shape: Shape) -> Iterator[Sheet]:
-    """Sheets with the claims of all chunks, from the lowest slice up; every chunk has sheets for the same slices, cut anywhere."""
+def united(chunks: Sequence[Sequence[Sheet]], depth: int) -> Iterator[Sheet]:
+    """Sheets with the claims of all chunks, from the lowest slice up; every chunk has sheets for all of `depth` slices, cut anywhere."""
     edges = sorted({edge for sheets in chunks for sheet in sheets for edge in (sheet.rows.start, sheet.rows.stop)})
     at = [0] * len(chunks)
     for first, last in pairwise(edges):
@@ -127,7 +126,7 @@ def united(chunks: Sequence[Sequence[Sheet]], shape: Shape) -> Iterator[Sheet]:
                 at[number] += 1
             sheet, rows = sheets[at[number]], slice(first, last)
             whole = sheet.rows == rows
-            claims |= sheet.claims if whole else {name: Excerpt(one, rows, shape[2]) for name, one in sheet.claims.items()}  # type: ignore[arg-type]
+            claims |= sheet.claims if whole else {name: Excerpt(one, rows, depth) for name, one in sheet.claims.items()}  # type: ignore[arg-type]
         yield Sheet(slice(first, last), claims)
 
 

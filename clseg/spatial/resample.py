@@ -18,7 +18,7 @@ from clseg.volume import Shape, Spacing
 if TYPE_CHECKING:
     import torch
 
-_BLOCK = 1 << 22  # voxels that are resampled at a time
+BLOCK = 1 << 22  # voxels that are resampled at a time
 
 
 def covering_shape(shape: Shape, spacing: Spacing, target: Spacing) -> Shape:
@@ -72,7 +72,7 @@ def interpolate(array: np.ndarray | torch.Tensor, weights: Sequence[np.ndarray],
 def _blocks(array: Any, axis: int, like: Any = None) -> list[Any]:
     """Views of a large array in parts along an axis, so that what is computed in floating point is never all of a scan."""
     whole = array if like is None else like
-    step = max(1, _BLOCK * whole.shape[axis] // math.prod(whole.shape))
+    step = max(1, BLOCK * whole.shape[axis] // math.prod(whole.shape))
     return [array[(slice(None),) * axis + (slice(start, start + step),)] for start in range(0, array.shape[axis], step)]
 
 

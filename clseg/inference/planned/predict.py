@@ -13,6 +13,8 @@ from clseg.inference.planned.windows import gaussian, starts
 from clseg.network.plan import Plan
 from clseg.volume import Shape
 
+ROWS = 16  # finished rows that are handed out at once
+
 
 @dataclass(frozen=True)
 class Source:
@@ -68,7 +70,10 @@ def _rows(image: torch.Tensor, plan: Plan, answers: Answers, step: float, advanc
         for corner in product(places[1], places[2]):
             tile = padded[_window((first, *corner), plan.patch)]
             sums.add(corner, _scores(tile, plan, answers, advance))
-        yield from _unpadded(first, sums.finish(following - first), offset, image.shape)
+        for start in range(0, following - first, ROWS):
+            rows = slice(start, min(start + ROWS, following - first))
+            yield from _unpadded(first + start, sums.mean(rows), offset, image.shape)
+        sums.forget(following - first)
 
 
 class _Sums:
@@ -88,12 +93,16 @@ class _Sums:
         for name, values in scores:
             self.sums[name][(slice(None), *there)].addcmul_(values, self.weight)
 
-    def finish(self, count: int) -> dict[str, torch.Tensor]:
-        """Mean scores of the first `count` rows, which are then forgotten."""
-        means = {name: sums[:, :count] / (self.counts[name] * self.weights[:count]) for name, sums in self.sums.items()}
-        self.sums = {name: _moved(sums, count, 1) for name, sums in self.sums.items()}
-        self.weights = _moved(self.weights, count, 0)
-        return means
+    def mean(self, rows: slice) -> dict[str, torch.Tensor]:
+        """Mean scores of some of the rows held."""
+        return {name: sums[:, rows] / (self.counts[name] * self.weights[rows]) for name, sums in self.sums.items()}
+
+    def forget(self, count: int) -> None:
+        """The first `count` rows go, empty ones come behind."""
+        for held in (*(channel for sums in self.sums.values() for channel in sums), self.weights):
+            kept = held[count:].clone()
+            held[: len(kept)] = kept
+            held[len(kept) :] = 0
 
 
 def _window(corner: Sequence[int], size: Sequence[int]) -> tuple[slice, ...]:
@@ -145,10 +154,3 @@ def _unpadded(start: int, scores: Mapping[str, torch.Tensor], offset: list[int],
     if low < high:
         y, x = (slice(o, o + n) for o, n in zip(offset[1:], shape[1:], strict=True))
         yield Rows(low - offset[0], {name: one[:, low - start : high - start, y, x] for name, one in scores.items()})
-
-
-def _moved(array: torch.Tensor, count: int, axis: int) -> torch.Tensor:
-    """`array` without its first `count` rows, zeros behind."""
-    rest = array.narrow(axis, count, array.shape[axis] - count)
-    empty = torch.zeros_like(array.narrow(axis, 0, count))
-    return torch.cat([rest, empty], dim=axis)
