@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from clseg.allocator import give_back
 from clseg.catalogue import Anatomy, Catalogue
 from clseg.inference.bodypart import score_grid, score_scan, upside_down
 from clseg.inference.clean import clean
@@ -123,6 +124,7 @@ def house(scan: Volume, parts: Parts, task: Task) -> tuple[Layers, set[str]]:
     with stopwatch.lap("segment"):
         canvas = _painted(hu, placement, parts, reach, plan.chunks, task)
         del hu
+        give_back()
     with stopwatch.lap("clean"), report.stage("Cleaning"):
         for layer in canvas.layers.values():
             clean(layer, task.wanted, math.prod(placement.spacing))

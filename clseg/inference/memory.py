@@ -37,7 +37,6 @@ FAINT_SHARE = 0.3  # of the voxels of a layer; more are never between yes and no
 CANVAS = 3 + 5 * FAINT_SHARE  # bytes per voxel and layer: id, probability, and of faint ones an index and a probability
 EVIDENCE = 6 + 1 / 4 + 5 * FAINT_SHARE  # the same of what is kept of decoders: id and probability as it was, bits of boxes
 LARGEST_TILES = 24 << 20  # of restoring: bands and tiles
-_ROWS_OF_AN_ORGAN = 20  # rows that cross an organ have so many times its volume, in copies of a body too
 
 Chunk = tuple[str, ...]
 
@@ -88,8 +87,8 @@ def refused(limit: int, least: int) -> UsageError:
 class Maps:
     """Label maps on the grid of a scan: how many bytes of them are ever touched, and of what is written from them.
 
-    Memory that stays empty is never given by the system: of a map that is as far as
-    rows go that cross the `body` (shares of the scan's axes), and no more than organs can fill.
+    Memory that stays empty is never given by the system, which gives two megabytes at a
+    time: that are all slices that cross the `body` (shares of the scan's axes).
     """
 
     wanted: Sequence[Anatomy]
@@ -103,18 +102,13 @@ class Maps:
 
     @property
     def bytes(self) -> int:
-        return int(sum(2 * self.scan.array.size * self._share(depth) for depth in depths(self.wanted, self.catalogue)))
+        return int(2 * self.layers * self.scan.array.size * self.body[2])
 
     @property
     def written(self) -> int:
         """One map of all structures, or the mask of the largest one, and what lies beside them."""
         values = 2 * self.scan.array.itemsize if self.scan.array.dtype.kind == "f" else 0
-        return int(self.scan.array.size * (1 + max(2 * self._share(None), values * math.prod(self.body))))
-
-    def _share(self, depth: int | None) -> float:
-        volume_ml = self.scan.array.size * self.scan.voxel_mm3 / 1000
-        mine = [a.typical_ml or volume_ml for a in self.wanted if depth is None or depths([a], self.catalogue) == [depth]]
-        return min(self.body[1] * self.body[2], _ROWS_OF_AN_ORGAN * sum(mine) / volume_ml)
+        return int(self.scan.array.size * (1 + max(2 * self.body[2], values * math.prod(self.body))))
 
 
 # ---- the house's own decoders -----------------------------------------------------------------------------------------
@@ -171,6 +165,7 @@ class House:
         stages = (
             Stage("prepare", 4 * size + self._resampling(), f"{_by(self.placement.shape)} voxels of the model"),
             Stage("segment", self._segment(chunks), f"scores of open slices, a window{passes}"),
+            Stage("clean", canvas + 9 * size, "pieces of the largest structure"),
             Stage("restore", canvas + maps.bytes + canvas // 2 + LARGEST_TILES, f"{maps.layers} label maps of the scan"),
             Stage("write", maps.bytes + maps.written, "files and statistics"),
         )
