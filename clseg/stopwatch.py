@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 
-from clseg.memory import peak
+from clseg.footprint import peak
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ ROOT = PACKAGE.parent
 # from the ground up; a module may import its own layer and those before it
 LAYERS = [
     {"errors"},
-    {"volume", "catalogue", "manifest", "recipe", "environment", "progress", "memory", "stopwatch", "allocator", "data"},
+    {"volume", "catalogue", "manifest", "recipe", "environment", "progress", "footprint", "stopwatch", "allocator", "data"},
     {"io", "spatial", "weights", "network"},
     {"inference", "measure", "metrics", "report", "phantom", "output", "evaluate", "settings"},
     {"segmentation", "pipeline"},

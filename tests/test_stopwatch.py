@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from clseg import memory, stopwatch
+from clseg import footprint, stopwatch
 from clseg.stopwatch import Laps, Stopwatch, peak_memory_mib
 
 
@@ -51,7 +51,7 @@ def test_peak_memory_grows_with_what_is_held():
 
 def test_without_the_resource_module_memory_is_unknown(monkeypatch):
     """On Windows, which has no /proc either, the peak is None, not a made-up number."""
-    monkeypatch.setattr(memory, "_status", lambda key: 0)
+    monkeypatch.setattr(footprint, "_status", lambda key: 0)
     monkeypatch.setitem(sys.modules, "resource", None)
     assert peak_memory_mib() is None
 

@@ -30,7 +30,7 @@ def given_path(text: str) -> Path:
 
 def amount(text: str) -> int:
     """An amount of memory: 4G, 4GiB, 4096M or bytes."""
-    from clseg.memory import bytes_of
+    from clseg.footprint import bytes_of
 
     try:
         return bytes_of(text)

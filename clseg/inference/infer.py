@@ -11,6 +11,7 @@ import numpy as np
 
 from clseg.allocator import give_back
 from clseg.catalogue import Anatomy, Catalogue
+from clseg.footprint import resident
 from clseg.inference.bodypart import score_grid, score_scan, upside_down
 from clseg.inference.clean import clean
 from clseg.inference.engine import Engine
@@ -24,7 +25,6 @@ from clseg.inference.planned.run import HELD_BYTES, answers_of, compose, grouped
 from clseg.inference.predictor import Predictor
 from clseg.inference.prepare import Placement, onto_grid, place
 from clseg.inference.restore import restore
-from clseg.memory import resident
 from clseg.progress import SILENT, Progress
 from clseg.settings import Settings
 from clseg.stopwatch import Stopwatch

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING
 
 from clseg.catalogue import Anatomy, Catalogue
 from clseg.errors import UsageError
+from clseg.footprint import in_words
 from clseg.inference.extent import Extent
 from clseg.inference.hearing import NEAR_MM, bonds
 from clseg.inference.merge import depths
 from clseg.inference.predictor import ROWS
-from clseg.memory import in_words
 from clseg.network.cost import window_bytes
 from clseg.spatial.resample import BLOCK as RESAMPLED
 from clseg.volume import Volume

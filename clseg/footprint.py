@@ -1,4 +1,4 @@
-"""Memory: how much this process holds, and amounts as people write them."""
+"""Footprint: how much this process holds, and amounts as people write them."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def peak() -> int:
     that started this one had held.
     """
     if known := _status("VmHWM"):
-        return known
+        return max(known, _status("VmRSS"))  # the two are counted in batches of their own
     try:
         import resource
     except ModuleNotFoundError:
