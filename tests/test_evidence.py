@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -73,7 +75,7 @@ def test_a_cut_holds_what_lies_in_its_slices(rows):
 def test_chunks_that_were_cut_differently_are_united():
     """One chunk in slices 0–4–8, another in 0–3–8: sheets 0–3, 3–4, 4–8 with both decoders, which say what they said."""
     def sheets(name: str, seed: int, *edges: int) -> list[Sheet]:
-        return [Sheet(slice(a, b), {name: claim(seed, slice(0, 8)).cut(slice(a, b), 8)}).packed() for a, b in zip(edges, edges[1:], strict=False)]
+        return [Sheet(slice(a, b), {name: claim(seed, slice(0, 8)).cut(slice(a, b), 8)}).packed() for a, b in pairwise(edges)]
 
     found = list(united([sheets("a", 1, 0, 4, 8), sheets("b", 2, 0, 3, 8)], 8))
     assert [(sheet.rows.start, sheet.rows.stop) for sheet in found] == [(0, 3), (3, 4), (4, 8)]

@@ -33,15 +33,13 @@ def bonds(labels: Labels, wanted: Collection[str], catalogue: Catalogue, patholo
     """The decoders in groups that have to be heard together, each in the order given: those that know the same wanted organ, and
     where some of these know pathological cases and some do not, those of lesions that grow in it.
     """
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    decoders = list(labels)
-    pairs = [(decoders.index(one), decoders.index(other)) for one, other in _bound(labels, wanted, catalogue, pathological)]
-    one, other = np.array(pairs, int).reshape(-1, 2).T
-    graph = coo_array((np.ones(len(one), bool), (one, other)), shape=(len(decoders),) * 2)
-    _, group = connected_components(graph, directed=False)
-    return [[name for name, mine in zip(decoders, group, strict=True) if mine == number] for number in dict.fromkeys(group)]
+    group = {decoder: [decoder] for decoder in labels}
+    for one, other in _bound(labels, wanted, catalogue, pathological):
+        if group[one] is not group[other]:
+            group[one] += group[other]
+            group |= dict.fromkeys(group[one], group[one])
+    found = {id(members): sorted(members, key=list(labels).index) for members in group.values()}
+    return list(found.values())
 
 
 def _bound(labels: Labels, wanted: Collection[str], catalogue: Catalogue, pathological: Collection[str]) -> Iterator[tuple[str, str]]:
