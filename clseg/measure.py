@@ -7,7 +7,8 @@ not on how many of them there are.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -89,8 +90,9 @@ def measure(
                 continue
             if name in found:
                 raise InputError(f"'{name}' (id {number}) appears in two label maps, expected in one.")
-            box = there[number].box
-            found[name] = _in_given_order(_measure_one(labels[box] == number, box, image), axes)
+            box, large = there[number].box, there[number].voxels >= _MANY
+            mask = _Where(labels[box], number) if large else labels[box] == number
+            found[name] = _in_given_order(_measure_one(mask, box, image), axes)
     return {
         name: found.get(name) or Statistics("out_of_range" if name in out_of_range else "absent") for name in wanted
     }
@@ -122,9 +124,31 @@ def _check(layers: Sequence[np.ndarray], ct: Volume, wanted: Mapping[str, int]) 
             raise InputError(f"The id of '{name}' is {number}, expected 1 or more (0 is background).")
 
 
-def _measure_one(mask: np.ndarray, box: tuple[slice, slice, slice], image: Volume) -> Statistics:
+class _Where:
+    """The mask `labels == number`, made where it is looked at: that of a body in a long scan is never there as a whole."""
+
+    def __init__(self, labels: np.ndarray, number: int) -> None:
+        self.labels, self.number, self.shape = labels, number, labels.shape
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        return self.labels[rows] == self.number
+
+
+_Mask = np.ndarray | _Where
+
+
+def _slabs(mask: _Mask) -> Iterator[np.ndarray]:
+    """The mask, some planes at a time."""
+    planes = max(1, _BLOCK // max(1, math.prod(mask.shape[1:])))
+    return (mask[first : first + planes] for first in range(0, len(mask), planes))
+
+
+def _measure_one(mask: _Mask, box: tuple[slice, slice, slice], image: Volume) -> Statistics:
     """Statistics of a structure; `mask` is its part of `box`, `box` lies in `image`."""
-    voxels = int(np.count_nonzero(mask))
+    voxels = sum(int(np.count_nonzero(part)) for part in _slabs(mask))
     volume_mm3 = voxels * image.voxel_mm3
     cut_faces = _cut_faces(box, image)
     return Statistics(
@@ -159,20 +183,20 @@ def _cut_faces(box: tuple[slice, slice, slice], image: Volume) -> tuple[str, ...
     return tuple(face for face in FACES if face in touched)
 
 
-def _intensities_in(mask: np.ndarray, values: np.ndarray, voxels: int) -> dict[str, float]:
+def _intensities_in(mask: _Mask, values: np.ndarray, voxels: int) -> dict[str, float]:
     """HU statistics of the `values` in a mask of so many `voxels`; many small integers are counted, which is faster and takes no memory."""
     small = values.dtype.kind in "iu" and values.dtype.itemsize <= 2
-    return _counted(mask, values) if small and voxels >= _MANY else _intensities(values[mask])
+    return _counted(mask, values) if small and voxels >= _MANY else _intensities(values[mask[:]])
 
 
-def _counted(mask: np.ndarray, values: np.ndarray) -> dict[str, float]:
+def _counted(mask: _Mask, values: np.ndarray) -> dict[str, float]:
     """HU statistics of integers of at most two bytes, from how often each occurs."""
     limits = np.iinfo(values.dtype)
     low, counts = int(limits.min), np.zeros(int(limits.max) - int(limits.min) + 1, np.int64)
     planes = max(1, _BLOCK // max(1, values[0].size))
-    for first in range(0, len(values), planes):
-        rows = slice(first, first + planes)
-        counts += np.bincount(np.subtract(values[rows][mask[rows]], low, dtype=np.intp), minlength=counts.size)
+    for inside, first in zip(_slabs(mask), range(0, len(values), planes), strict=True):
+        part = values[first : first + planes][inside]
+        counts += np.bincount(np.subtract(part, low, dtype=np.intp), minlength=counts.size)
     return _of_counts(np.flatnonzero(counts) + low, counts[counts > 0])
 
 
@@ -235,10 +259,11 @@ def _deviation(values: np.ndarray, mean: float, block: int = 1 << 22) -> float:
     return float(np.sqrt(total / values.size))
 
 
-def _centroid_mm(mask: np.ndarray, box: tuple[slice, slice, slice], affine: np.ndarray) -> Point:
+def _centroid_mm(mask: _Mask, box: tuple[slice, slice, slice], affine: np.ndarray) -> Point:
     """Mean of the voxel centres in patient mm (voxel (i, j, k) has its centre at affine · (i, j, k, 1))."""
-    columns = mask.sum(axis=2)  # (i, j)
-    profiles = columns.sum(axis=1), columns.sum(axis=0), mask.sum(axis=(0, 1))
+    parts = [(part.sum(axis=2), part.sum(axis=(0, 1))) for part in _slabs(mask)]
+    columns = np.concatenate([columns for columns, _ in parts])  # (i, j)
+    profiles = columns.sum(axis=1), columns.sum(axis=0), np.sum([third for _, third in parts], axis=0)
     voxel = [s.start + np.average(np.arange(len(p)), weights=p) for s, p in zip(box, profiles, strict=True)]
     x, y, z = (float(c) for c in affine[:3, :3] @ voxel + affine[:3, 3])
     return x, y, z

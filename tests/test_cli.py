@@ -413,7 +413,7 @@ class TestRefusals:
         assert said == "Unknown way to restore 'linear', expected smooth or nearest."
         assert not (tmp_path / "out").exists()
 
-    @pytest.mark.parametrize("words", [["--step", "0"], ["--step", "2"], ["--threads", "-1"], ["--threads", "many"], ["--max-memory", "much"], ["--max-memory", "0"], ["--fast", "--step", "0.25"], ["--nonsense"], ["segmnt"]])
+    @pytest.mark.parametrize("words", [["--step", "0"], ["--step", "2"], ["--threads", "-1"], ["--threads", "many"], ["--max-memory", "much"], ["--max-memory", "0"], ["--fast", "--step", "0.5"], ["--nonsense"], ["segmnt"]])
     def test_options_that_make_no_sense(self, ct, tmp_path, words):
         """Exit 2, in the words of the option."""
         result = call("-i", ct, "-o", tmp_path / "out", "-m", "tiny", *words)

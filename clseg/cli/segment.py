@@ -87,6 +87,8 @@ def run(
         if input is None or output is None:
             missing = "-i/--input" if input is None else "-o/--output"
             raise UsageError(f"{missing} is missing.", tip="clseg -i ct.nii.gz -o out/")
+        if fast and (source := context.get_parameter_source("step")) is not None and source.name == "COMMANDLINE":
+            raise UsageError("--fast chooses the step, but --step was given too.", tip="Leave out one of them.")
         names = list(roi or ["all"])
         sources = known(sources_of(mirror, manifest, allow_http), offline)
         check_call(input, output, names, model, device, multilabel, overwrite, sources)

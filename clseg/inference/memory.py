@@ -106,7 +106,7 @@ class Maps:
 
     @property
     def written(self) -> int:
-        """One map of all structures, or the mask of the largest one, and what lies beside them."""
+        """One map of all structures in a file, or the values of the largest one where they cannot be counted, each with a mask."""
         values = 2 * self.scan.array.itemsize if self.scan.array.dtype.kind == "f" else 0
         return int(self.scan.array.size * (1 + max(2 * self.body[2], values * math.prod(self.body))))
 

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import math
+from typing import Protocol
 
 import numpy as np
 
 _SLAB_VOXELS = 1 << 22  # what is numbered at a time, four bytes a voxel
 
 
-def count_pieces(mask: np.ndarray) -> int:
+class Mask(Protocol):
+    """A boolean array (i, j, k), or what gives its planes."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: slice, /) -> np.ndarray: ...
+
+
+def count_pieces(mask: Mask) -> int:
     """Parts of a boolean mask (i, j, k), where voxels that share a face, an edge or a corner belong together.
 
     Slabs that share a plane are numbered one by one; pieces that meet in the plane are one.
