@@ -293,7 +293,7 @@ def test_no_memory_at_all_is_no_amount(amount):
 
 def clseg(ct: Path, out: Path, *words: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "clseg", "-i", str(ct), "-o", str(out), "--offline", "--step", "1", *words]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=600)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=3600)
 
 
 @pytest.mark.slow

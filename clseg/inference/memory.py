@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from clseg.inference.planned.run import Answer
     from clseg.inference.prepare import Placement
 
-SLACK = 64 << 20  # what the allocator keeps and small things need
+SLACK = 96 << 20  # what the allocator keeps and small things need
 FAINT_SHARE = 0.3  # of the voxels of a layer; more are never between yes and no
 CANVAS = 3 + 5 * FAINT_SHARE  # bytes per voxel and layer: id, probability, and of faint ones an index and a probability
 EVIDENCE = 6 + 1 / 4 + 5 * FAINT_SHARE  # the same of what is kept of decoders: id and probability as it was, bits of boxes
