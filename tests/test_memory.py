@@ -251,9 +251,10 @@ def test_threads_change_no_more_than_ties(tiny_model, scan):
     import torch
 
     tiny_model(MIXED)
-    before, threads = everything(segment(scan, model="tiny")), torch.get_num_threads()
+    small = Volume(np.asfortranarray(scan.array[8:32, 4:24, 10:32]), scan.affine)
+    before, threads = everything(segment(small, model="tiny", step=1.0)), torch.get_num_threads()
     try:
-        assert differing(segment(scan, model="tiny", threads=2), before) <= TIES
+        assert differing(segment(small, model="tiny", step=1.0, threads=2), before) <= TIES
     finally:
         torch.set_num_threads(threads)
 
