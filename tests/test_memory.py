@@ -299,6 +299,7 @@ def clseg(ct: Path, out: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nobody tells what a process holds now")
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("length", [200, 600])
 def test_the_plan_is_kept(tmp_path, length):
     """A torso of 256 × 256 voxels, one or three of it: the starter model stays below the least that it asked for, which is at most half as much again."""
