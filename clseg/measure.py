@@ -7,7 +7,8 @@ not on how many of them there are.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ import numpy as np
 
 from clseg.errors import InputError
 from clseg.families import Family
+from clseg.spatial.pieces import count_pieces
 from clseg.spatial.regions import memory_order, regions
 from clseg.volume import Volume
 
@@ -23,7 +25,7 @@ Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 Status = Literal["complete", "cut_by_fov", "absent", "out_of_range", "partial"]
 
 _MANY = 1 << 18  # values; fewer are sorted faster than counted
-_BLOCK = 1 << 14  # values that are counted at a time; larger arrays would be asked of the system each time
+_BLOCK = 1 << 20  # voxels that are counted at a time
 
 FACES = ("left", "right", "anterior", "posterior", "superior", "inferior")
 
@@ -107,8 +109,9 @@ def measure(
                 continue
             if name in found:
                 raise InputError(f"'{name}' (id {number}) appears in two label maps, expected in one.")
-            box = there[number].box
-            found[name] = _in_given_order(_measure_one(labels[box] == number, box, image), axes)
+            box, large = there[number].box, there[number].voxels >= _MANY
+            mask = _Where(labels[box], number) if large else labels[box] == number
+            found[name] = _in_given_order(_measure_one(mask, box, image), axes)
     return {
         name: found.get(name) or Statistics("out_of_range" if name in out_of_range else "absent") for name in wanted
     }
@@ -174,20 +177,42 @@ def _check(layers: Sequence[np.ndarray], ct: Volume, wanted: Mapping[str, int]) 
             raise InputError(f"The id of '{name}' is {number}, expected 1 or more (0 is background).")
 
 
-def _measure_one(mask: np.ndarray, box: tuple[slice, slice, slice], image: Volume) -> Statistics:
+class _Where:
+    """The mask `labels == number`, made where it is looked at: that of a body in a long scan is never there as a whole."""
+
+    def __init__(self, labels: np.ndarray, number: int) -> None:
+        self.labels, self.number, self.shape = labels, number, labels.shape
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        return self.labels[rows] == self.number
+
+
+_Mask = np.ndarray | _Where
+
+
+def _slabs(mask: _Mask) -> Iterator[np.ndarray]:
+    """The mask, some planes at a time."""
+    planes = max(1, _BLOCK // max(1, math.prod(mask.shape[1:])))
+    return (mask[first : first + planes] for first in range(0, len(mask), planes))
+
+
+def _measure_one(mask: _Mask, box: tuple[slice, slice, slice], image: Volume) -> Statistics:
     """Statistics of a structure; `mask` is its part of `box`, `box` lies in `image`."""
-    values = image.array[box][mask]
-    volume_mm3 = values.size * image.voxel_mm3
+    voxels = sum(int(np.count_nonzero(part)) for part in _slabs(mask))
+    volume_mm3 = voxels * image.voxel_mm3
     cut_faces = _cut_faces(box, image)
     return Statistics(
         status="cut_by_fov" if cut_faces else "complete",
-        voxels=values.size,
+        voxels=voxels,
         volume_mm3=volume_mm3,
         volume_ml=volume_mm3 / 1000,
-        **_intensities(values),
+        **_intensities_in(mask, image.array[box], voxels),
         centroid_mm=_centroid_mm(mask, box, image.affine),
         bounding_box=tuple((s.start, s.stop) for s in box),
-        components=_components(mask),
+        components=count_pieces(mask),
         cut_faces=cut_faces,
     )
 
@@ -241,6 +266,41 @@ def _cut_faces(box: tuple[slice, slice, slice], image: Volume) -> tuple[str, ...
     return tuple(face for face in FACES if face in touched)
 
 
+def _intensities_in(mask: _Mask, values: np.ndarray, voxels: int) -> dict[str, float]:
+    """HU statistics of the `values` in a mask of so many `voxels`; many small integers are counted, which is faster and takes no memory."""
+    small = values.dtype.kind in "iu" and values.dtype.itemsize <= 2
+    return _counted(mask, values) if small and voxels >= _MANY else _intensities(values[mask[:]])
+
+
+def _counted(mask: _Mask, values: np.ndarray) -> dict[str, float]:
+    """HU statistics of integers of at most two bytes, from how often each occurs."""
+    limits = np.iinfo(values.dtype)
+    low, counts = int(limits.min), np.zeros(int(limits.max) - int(limits.min) + 1, np.int64)
+    planes = max(1, _BLOCK // max(1, values[0].size))
+    for inside, first in zip(_slabs(mask), range(0, len(values), planes), strict=True):
+        part = values[first : first + planes][inside]
+        counts += np.bincount(np.subtract(part, low, dtype=np.intp), minlength=counts.size)
+    return _of_counts(np.flatnonzero(counts) + low, counts[counts > 0])
+
+
+def _of_counts(values: np.ndarray, counts: np.ndarray) -> dict[str, float]:
+    """HU statistics of rising whole numbers, each as often as `counts` says; sums are exact."""
+    voxels = int(counts.sum())
+    mean = int((values * counts).sum()) / voxels
+    ranks = (voxels - 1) * np.array([5, 50, 95]) / 100
+    lower, upper = (values[np.searchsorted(np.cumsum(counts), rank.astype(int), side="right")] for rank in (np.floor(ranks), np.ceil(ranks)))
+    p5, median, p95 = (float(p) for p in lower + (upper - lower) * (ranks - np.floor(ranks)))
+    return {
+        "hu_mean": mean,
+        "hu_sd": float(np.sqrt((np.square(values - mean) * counts).sum() / voxels)),
+        "hu_median": median,
+        "hu_p5": p5,
+        "hu_p95": p95,
+        "hu_min": float(values[0]),
+        "hu_max": float(values[-1]),
+    }
+
+
 def _intensities(values: np.ndarray) -> dict[str, float]:
     """HU statistics of a non-empty 1-D array, nothing when none of its values is finite."""
     if np.issubdtype(values.dtype, np.floating):
@@ -268,20 +328,8 @@ def _percentiles(values: np.ndarray, percents: Sequence[float]) -> list[float]:
     """
     ranks = (values.size - 1) * np.asarray(percents) / 100
     below, above = np.floor(ranks).astype(int), np.ceil(ranks).astype(int)
-    lower, upper = _in_order(values, np.stack([below, above])).astype(np.float64)
+    lower, upper = np.partition(values, np.unique([below, above]))[np.stack([below, above])].astype(np.float64)
     return [float(p) for p in lower + (upper - lower) * (ranks - below)]
-
-
-def _in_order(values: np.ndarray, ranks: np.ndarray) -> np.ndarray:
-    """The values that would stand at these ranks if they were sorted; many small integers are counted, which is faster."""
-    if values.dtype.kind == "f" or values.dtype.itemsize > 2 or values.size < _MANY:
-        return np.partition(values, np.unique(ranks))[ranks]
-    low, high = int(values.min()), int(values.max())
-    counts = np.zeros(high - low + 1, np.int64)
-    for start in range(0, values.size, _BLOCK):
-        block = np.subtract(values[start : start + _BLOCK], low, dtype=np.intp)
-        counts += np.bincount(block, minlength=counts.size)
-    return low + np.searchsorted(np.cumsum(counts), ranks, side="right")
 
 
 def _deviation(values: np.ndarray, mean: float, block: int = 1 << 22) -> float:
@@ -294,21 +342,14 @@ def _deviation(values: np.ndarray, mean: float, block: int = 1 << 22) -> float:
     return float(np.sqrt(total / values.size))
 
 
-def _centroid_mm(mask: np.ndarray, box: tuple[slice, slice, slice], affine: np.ndarray) -> Point:
+def _centroid_mm(mask: _Mask, box: tuple[slice, slice, slice], affine: np.ndarray) -> Point:
     """Mean of the voxel centres in patient mm (voxel (i, j, k) has its centre at affine · (i, j, k, 1))."""
-    columns = mask.sum(axis=2)  # (i, j)
-    profiles = columns.sum(axis=1), columns.sum(axis=0), mask.sum(axis=(0, 1))
+    parts = [(part.sum(axis=2), part.sum(axis=(0, 1))) for part in _slabs(mask)]
+    columns = np.concatenate([columns for columns, _ in parts])  # (i, j)
+    profiles = columns.sum(axis=1), columns.sum(axis=0), np.sum([third for _, third in parts], axis=0)
     voxel = [s.start + np.average(np.arange(len(p)), weights=p) for s, p in zip(box, profiles, strict=True)]
     x, y, z = (float(c) for c in affine[:3, :3] @ voxel + affine[:3, 3])
     return x, y, z
-
-
-def _components(mask: np.ndarray) -> int:
-    """How many parts the mask has, where voxels that share a face, an edge or a corner belong together."""
-    import cc3d
-
-    numbers = mask.view(np.uint8)  # cc3d 4.1 fails on booleans in rows of three voxels, and is no faster on them
-    return int(cc3d.connected_components(numbers, connectivity=26, return_N=True)[1])
 
 
 def _plain(one: Statistics) -> dict[str, Any]:

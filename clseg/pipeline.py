@@ -42,8 +42,8 @@ def segment(
     file), a Volume in HU, a nibabel or SimpleITK image, or (array, affine) in RAS+ mm;
     `series` names one of several DICOM series by UID or number.  `roi` are groups,
     structures or synonyms (`chest`, `liver,aorta`).  All else is a field of
-    `clseg.Settings`: `model`, `device`, `step`, `threads`, `restore`, `offline`,
-    `sources`.  The result lies on the grid of `image`.
+    `clseg.Settings`: `model`, `device`, `step`, `fast`, `max_memory`, `threads`,
+    `restore`, `offline`, `sources`.  The result lies on the grid of `image`.
 
     Raises UsageError for unknown names before anything is read or loaded, InputError
     when the image is not a usable CT, WeightsError when weights are missing.
@@ -151,6 +151,8 @@ class Segmenter:
             "device": self._device,
             "threads": torch.get_num_threads(),
             "step": settings.step,
+            "fast": settings.fast,
+            "max_memory": settings.max_memory,
             "restore": settings.restore,
         }
 

@@ -9,12 +9,18 @@ from clseg.inference.device import check_spelling, check_threads
 from clseg.weights.sources import Sources
 
 RESTORING = ("smooth", "nearest")
+STEP = 0.5
+FAST_STEP = 0.8
 
 
 @dataclass(frozen=True)
 class Settings:
     """`step` is the distance between windows as a share of the window; `threads` 0 leaves torch's choice.
 
+    `fast` puts the windows FAST_STEP apart, the most that models here bear well, and
+    is refused together with another step.  `max_memory` is how many bytes the process
+    may hold at once, peak resident set size (None: as many as it likes); a run that
+    cannot do with them is refused before anything is computed.
     `restore` brings labels back to the scan with `smooth` borders or by `nearest`
     neighbour.  `confidence_map` keeps how sure the decoders are, voxel by voxel.  `offline` opens no socket; `sources` says where weights come from (a
     mirror, another manifest).
@@ -24,8 +30,10 @@ class Settings:
 
     model: str = "starter"
     device: str = "auto"
-    step: float = 0.5
+    step: float = STEP
     threads: int = 0
+    fast: bool = False
+    max_memory: int | None = None
     restore: str = "smooth"
     confidence_map: bool = False
     offline: bool = False
@@ -36,3 +44,9 @@ class Settings:
         check_threads(self.threads)
         if self.restore not in RESTORING:
             raise UsageError(f"Unknown way to restore '{self.restore}', expected {' or '.join(RESTORING)}.")
+        if self.max_memory is not None and self.max_memory < 1:
+            raise UsageError(f"max_memory is {self.max_memory} bytes, expected 1 or more.")
+        if self.fast and self.step not in (STEP, FAST_STEP):
+            raise UsageError(f"Fast means a step of {FAST_STEP:g}, but a step of {self.step:g} was asked for.", tip="Leave out one of them.")
+        if self.fast:
+            object.__setattr__(self, "step", FAST_STEP)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+
+from clseg.footprint import peak
 
 
 @dataclass(frozen=True)
@@ -31,11 +32,26 @@ class Stopwatch:
             self.laps.append(Lap(stage, round(time.perf_counter() - began, 3), peak_memory_mib()))
 
 
+class Laps:
+    """Stages that take turns: their seconds are added up, and noted in the order in which they first began."""
+
+    def __init__(self, stopwatch: Stopwatch) -> None:
+        self._stopwatch = stopwatch
+        self._turns = Stopwatch()
+
+    def lap(self, stage: str) -> AbstractContextManager[None]:
+        return self._turns.lap(stage)
+
+    def note(self) -> None:
+        """Give the laps to the stopwatch: of each stage the sum of its seconds, and its highest memory."""
+        turns: dict[str, list[Lap]] = {}
+        for one in self._turns.laps:
+            turns.setdefault(one.stage, []).append(one)
+        for stage, laps in turns.items():
+            self._stopwatch.laps.append(Lap(stage, round(sum(lap.seconds for lap in laps), 3), laps[-1].peak_memory_mib))
+
+
 def peak_memory_mib() -> float | None:
     """Peak resident set size of this process, as the operating system counts it."""
-    try:
-        import resource
-    except ModuleNotFoundError:  # Windows
-        return None
-    unit = 2**20 if sys.platform == "darwin" else 2**10  # macOS counts bytes, Linux KiB
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)
+    known = peak()
+    return round(known / 2**20, 1) if known else None

@@ -205,6 +205,23 @@ def test_verbose_names_the_stages(tiny, ct, tmp_path):
     assert [stage for stage in ("Reading", "Loading weights", "Segmenting", "Restoring", "Writing") if stage not in stderr] == []
 
 
+def test_too_little_memory_ends_with_2_and_nothing_is_written(tiny, ct, tmp_path):
+    """The sentence names the least that would do, the tip what to change; that least does, and -v shows the plan."""
+    refused = call("-i", ct, "-o", tmp_path / "out", "-m", "tiny", "--max-memory", "1M")
+    assert refused.exit_code == 2
+    assert not (tmp_path / "out" / "run.json").exists()
+    said = " ".join(refused.stderr.split())
+    assert "does not fit into 1 MiB of memory" in said
+    assert "tip: Raise --max-memory" in said
+    least = re.search(r"at least ([0-9.]+) (MiB|GiB)", said)
+    enough = f"{int(float(least[1]) * {'MiB': 1, 'GiB': 1024}[least[2]]) + 64}M"  # this process may have grown since
+    done = call("-i", ct, "-o", tmp_path / "out", "-m", "tiny", "--max-memory", enough, "--fast", "-v")
+    assert done.exit_code == 0
+    assert "Memory: " in done.stderr
+    run = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert (run["step"], run["fast"], run["max_memory"]) == (0.8, True, int(enough[:-1]) * 2**20)
+
+
 def test_a_profile_shows_the_stages_of_the_run_manifest(tiny, ct, tmp_path):
     """--profile: a table on stderr with the stages, seconds and memory that run.json holds, and their sum; nothing on stdout."""
     result = call("-i", ct, "-o", tmp_path, "-m", "tiny", "--profile", "--stats")
@@ -413,7 +430,7 @@ class TestRefusals:
         assert said == "Unknown way to restore 'linear', expected smooth or nearest."
         assert not (tmp_path / "out").exists()
 
-    @pytest.mark.parametrize("words", [["--step", "0"], ["--step", "2"], ["--threads", "-1"], ["--threads", "many"], ["--nonsense"], ["segmnt"]])
+    @pytest.mark.parametrize("words", [["--step", "0"], ["--step", "2"], ["--threads", "-1"], ["--threads", "many"], ["--max-memory", "much"], ["--max-memory", "0"], ["--fast", "--step", "0.5"], ["--nonsense"], ["segmnt"]])
     def test_options_that_make_no_sense(self, ct, tmp_path, words):
         """Exit 2, in the words of the option."""
         result = call("-i", ct, "-o", tmp_path / "out", "-m", "tiny", *words)

@@ -109,16 +109,20 @@ def test_percentiles_of_int16_do_not_overflow():
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 400), st.integers(0, 2**32 - 1), st.sampled_from([np.int8, np.uint8, np.int16, np.uint16]))
 def test_counting_gives_what_sorting_gives(size, seed, dtype):
-    """Percentiles of many small integers are counted: to the last digit those of the sorted values."""
+    """HU of many small integers are counted, plane by plane inside a mask: to the last digit those of the sorted values, sums exact."""
     ends = np.iinfo(dtype)
-    values = np.random.default_rng(seed).integers(ends.min, ends.max, size, dtype, endpoint=True)
+    noise = np.random.default_rng(seed)
+    values = noise.integers(ends.min, ends.max, (size, 3, 2), dtype, endpoint=True)
+    mask = noise.random(values.shape) < 0.5
+    mask[0, 0, 0] = True
     with pytest.MonkeyPatch.context() as patch:
-        sorting = measure_module._percentiles(values, (0, 5, 50, 95, 100))
-        patch.setattr(measure_module, "_MANY", 16)
         patch.setattr(measure_module, "_BLOCK", 50)
-        counting = measure_module._percentiles(values, (0, 5, 50, 95, 100))
-    assert counting == sorting
-    assert counting == pytest.approx(np.percentile(values.astype(float), (0, 5, 50, 95, 100)))
+        counting = measure_module._counted(mask, values)
+    sorting = measure_module._intensities(values[mask])
+    exact = ("hu_median", "hu_p5", "hu_p95", "hu_min", "hu_max", "hu_mean")
+    assert {key: counting[key] for key in exact} == {key: sorting[key] for key in exact}
+    assert counting["hu_sd"] == pytest.approx(sorting["hu_sd"], rel=1e-12, abs=1e-9)
+    assert counting["hu_p95"] == pytest.approx(np.percentile(values[mask].astype(float), 95))
 
 
 def test_voxels_that_are_not_finite_are_left_out_of_hu():

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from clseg import stopwatch
-from clseg.stopwatch import Stopwatch, peak_memory_mib
+from clseg import footprint, stopwatch
+from clseg.stopwatch import Laps, Stopwatch, peak_memory_mib
 
 
 def test_laps_are_in_order_and_measured(monkeypatch):
@@ -50,6 +50,20 @@ def test_peak_memory_grows_with_what_is_held():
 
 
 def test_without_the_resource_module_memory_is_unknown(monkeypatch):
-    """On Windows the peak is None, not a made-up number."""
+    """On Windows, which has no /proc either, the peak is None, not a made-up number."""
+    monkeypatch.setattr(footprint, "_status", lambda key: 0)
     monkeypatch.setitem(sys.modules, "resource", None)
     assert peak_memory_mib() is None
+
+
+def test_turns_are_added_up(monkeypatch):
+    """Segment 1 s, export 2 s, segment 4 s: two laps of 5 s and 2 s, in the order in which they began."""
+    clock = iter([0.0, 1.0, 1.0, 3.0, 3.0, 7.0])
+    monkeypatch.setattr(stopwatch.time, "perf_counter", lambda: next(clock))
+    watch = Stopwatch()
+    laps = Laps(watch)
+    for stage in ("segment", "export", "segment"):
+        with laps.lap(stage):
+            pass
+    laps.note()
+    assert [(lap.stage, lap.seconds) for lap in watch.laps] == [("segment", 5.0), ("export", 2.0)]

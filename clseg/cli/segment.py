@@ -28,6 +28,16 @@ def given_path(text: str) -> Path:
     return Path(text)
 
 
+def amount(text: str) -> int:
+    """An amount of memory: 4G, 4GiB, 4096M or bytes."""
+    from clseg.footprint import bytes_of
+
+    try:
+        return bytes_of(text)
+    except UsageError as error:
+        raise typer.BadParameter(error.message) from error
+
+
 def run(
     context: typer.Context,
     input: Annotated[Path | None, typer.Option("-i", "--input", parser=given_path, metavar="PATH", help="CT: NIfTI, NRRD, MetaImage, or DICOM (folder, zip, multi-frame file).", show_default=False)] = None,
@@ -48,6 +58,8 @@ def run(
     model: Annotated[str, typer.Option("-m", "--model", help="Model to use; see `clseg rois`.")] = "starter",
     device: Annotated[str, typer.Option("-d", "--device", help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
     step: Annotated[float, typer.Option("--step", help="Distance between windows as a share of the window, 0.1 to 1.", min=0.1, max=1.0)] = 0.5,
+    fast: Annotated[bool, typer.Option("--fast", help="Fewer windows, somewhat coarser results: a step of 0.8.")] = False,
+    max_memory: Annotated[int | None, typer.Option("--max-memory", parser=amount, metavar="SIZE", help="Most memory to use, e.g. 4G; -v shows the plan.", show_default=False)] = None,
     threads: Annotated[int, typer.Option("--threads", help="CPU threads; 0 leaves the choice to torch.", min=0, max=MOST_THREADS)] = 0,
     restore: Annotated[str, typer.Option("--restore", help="Back to the scan's voxels with smooth borders, or by nearest neighbour: smooth or nearest.")] = "smooth",
     offline: Annotated[bool, typer.Option("--offline", help="Never open a network connection.")] = False,
@@ -84,13 +96,15 @@ def run(
             missing = "-i/--input" if input is None else "-o/--output"
             raise UsageError(f"{missing} is missing.", tip="clseg -i ct.nii.gz -o out/")
         check_statistics(stats, stats_format, radiomics)
+        if fast and (source := context.get_parameter_source("step")) is not None and source.name == "COMMANDLINE":
+            raise UsageError("--fast chooses the step, but --step was given too.", tip="Leave out one of them.")
         names = list(roi or ["all"])
         sources = known(sources_of(mirror, manifest, allow_http), offline)
         written = {"multilabel": multilabel, "types": output_type, "mesh": mesh or (), "label_tables": label_tables or (), "bids": case_name(input, bids, subject)}
         place = Output.at(output, **written)
         check_call(input, place, names, model, device, overwrite, sources)
         options = {"model": model, "device": device, "step": step, "threads": threads, "restore": restore}
-        options |= {"confidence_map": save_confidence, "offline": offline, "sources": sources, "series": series}
+        options |= {"fast": fast, "max_memory": max_memory, "confidence_map": save_confidence, "offline": offline, "sources": sources, "series": series}
         outputs = {**written, "statistics": stats, "stats_format": stats_format, "radiomics": radiomics, "preview": preview}
         source = source_of_dicom(input, series, place)
         result = segment_and_save(input, output, names, terminal, options, outputs, source=source)

@@ -9,6 +9,8 @@ import numpy as np
 from clseg.catalogue import SPECK_ML, Anatomy
 from clseg.inference.merge import Layer
 
+_MANY = 1 << 20  # voxels that are counted at a time; numpy counts 64-bit copies
+
 
 def clean(layer: Layer, anatomies: Iterable[Anatomy], voxel_mm3: float) -> None:
     """Remove pieces in place: all but the largest of single-component structures, of the others those below `min_piece_ml`.
@@ -32,7 +34,7 @@ def _kept(mask: np.ndarray, anatomy: Anatomy, voxel_mm3: float) -> np.ndarray:
     import cc3d
 
     pieces, count = cc3d.connected_components(mask.view(np.uint8), connectivity=26, return_N=True)
-    sizes = np.bincount(pieces.ravel(), minlength=count + 1)
+    sizes = sum(np.bincount(part.ravel(), minlength=count + 1) for part in np.array_split(pieces, 1 + pieces.size // _MANY))
     sizes[0] = 0
     largest = np.arange(count + 1) == sizes.argmax()  # of equally large ones the first
     others = np.zeros(count + 1, bool) if anatomy.single_component else sizes * voxel_mm3 >= anatomy.min_piece_ml * 1000

@@ -72,6 +72,10 @@ class Engine:
         on the way, the windows are computed in smaller groups.
         """
         wanted = list(decoders)
+        if self.device == "cpu":  # nothing to give way to, so that the answers need not all be there before the first is used
+            with main_memory():
+                yield from self._run(tiles, wanted)
+            return
         while True:
             try:
                 with main_memory():

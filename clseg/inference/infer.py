@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from clseg.allocator import give_back
 from clseg.catalogue import Anatomy, Catalogue
+from clseg.footprint import resident
 from clseg.inference.bodypart import score_grid, score_scan, upside_down
 from clseg.inference.clean import clean
 from clseg.inference.confidence import Confidence
 from clseg.inference.engine import Engine
-from clseg.inference.extent import Reach, extents, label_extents
+from clseg.inference.evidence import Sheet, united
+from clseg.inference.extent import Extent, Reach, extents, label_extents
+from clseg.inference.memory import Chunk, House, Imported, Plan
 from clseg.inference.merge import Canvas
 from clseg.inference.parts import Parts, slabs
 from clseg.inference.planned.body import their_scores
-from clseg.inference.planned.run import answers_of, compose, segment_planned, windows_of
+from clseg.inference.planned.run import HELD_BYTES, answers_of, compose, grouped, segment_planned, windows_of
 from clseg.inference.predictor import Predictor
 from clseg.inference.prepare import Placement, onto_grid, place
 from clseg.inference.restore import restore
@@ -59,7 +64,9 @@ def infer(scan: Volume, parts: Parts, task: Task) -> tuple[list[np.ndarray], lis
         ours, ours_reached = house(scan, parts, task)
         reached |= ours_reached
         for depth, ids in ours.items():
-            layers[depth] = np.where(layers[depth] > 0, layers[depth], ids) if depth in layers else ids
+            if depth in layers:
+                np.copyto(layers[depth], ids, where=layers[depth] == 0)
+            layers.setdefault(depth, ids)
     ordered = [np.asfortranarray(layers[depth]) for depth in sorted(layers)]
     return ordered, [a.name for a in task.wanted if a.name not in reached]
 
@@ -69,18 +76,27 @@ def infer(scan: Volume, parts: Parts, task: Task) -> tuple[list[np.ndarray], lis
 
 def planned(scan: Volume, parts: Parts, task: Task) -> tuple[Layers, set[str]]:
     """What decoders with a plan find, and the structures that they looked for."""
-    settings = task.settings
-    with task.stopwatch.lap("planned"):
+    settings, stopwatch = task.settings, task.stopwatch
+    with stopwatch.lap("look"):
         engines = [Engine(model, task.device, notify=task.report.warn) for model in parts.planned]
         answers = answers_of(engines, scan, slice_scores(scan, parts, task.report))
         if settings.restore == "nearest":
             answers = [replace(answer, plan=replace(answer.plan, export="nearest")) for answer in answers]
-        with task.report.stage("Segmenting", windows_of(answers, settings.step)) as advance:
-            found = list(segment_planned(scan, answers, step=settings.step, advance=advance))
+    plan = Imported(grouped(answers, math.inf), task.wanted, task.catalogue, scan, resident()).plan(settings.max_memory, HELD_BYTES)
+    tell(plan, task)
+    with task.report.stage("Segmenting", windows_of(answers, settings.step, plan.share)) as advance:
+        found = list(segment_planned(scan, answers, step=settings.step, held=plan.share, advance=advance, stopwatch=stopwatch))
+    with stopwatch.lap("compose"):
         for answer, label_map in found:
             task.confidence.hear_map(label_map, answer.labels, scan.shape)
         layers = compose(scan, found, task.wanted, task.catalogue)
     return layers, {label for answer in answers for label in answer.labels}
+
+
+def tell(plan: Plan, task: Task) -> None:
+    """The plan of memory for those who asked for more."""
+    for line in plan.lines(task.settings.max_memory):
+        task.report.detail(line)
 
 
 def slice_scores(scan: Volume, parts: Parts, report: Progress) -> np.ndarray | None:
@@ -102,11 +118,17 @@ def house(scan: Volume, parts: Parts, task: Task) -> tuple[Layers, set[str]]:
     stopwatch, report = task.stopwatch, task.report
     with stopwatch.lap("prepare"), report.stage("Preparing"):
         oriented, placement = place(scan, parts.grid)
+        memory = House(parts, task.wanted, task.catalogue, placement, scan, resident())
+        memory.plan(task.settings.max_memory)  # refused before anything is computed
         hu = onto_grid(oriented.array, placement)
     with stopwatch.lap("locate"), report.stage("Locating"):
         reach = slices_in_reach(parts, hu, placement, report)
+    plan = memory.plan(task.settings.max_memory, reach.decoders)
+    tell(plan, task)
     with stopwatch.lap("segment"):
-        canvas = _painted(hu, placement, parts, reach, task)
+        canvas = _painted(hu, placement, parts, reach, plan.chunks, task)
+        del hu
+        give_back()
     with stopwatch.lap("clean"), report.stage("Cleaning"):
         for layer in canvas.layers.values():
             clean(layer, task.wanted, math.prod(placement.spacing))
@@ -134,18 +156,31 @@ def slices_in_reach(parts: Parts, hu: torch.Tensor, placement: Placement, report
 
 
 def _painted(
-    hu: torch.Tensor, placement: Placement, parts: Parts, reach: Reach, task: Task
+    hu: torch.Tensor, placement: Placement, parts: Parts, reach: Reach, chunks: Sequence[Chunk], task: Task
 ) -> Canvas:
-    """The canvas with all that the decoders say about the scan on the model's grid."""
+    """The canvas with all that the decoders say about the scan on the model's grid, each chunk of them in a pass of its own."""
     canvas = Canvas(placement.shape, task.wanted, task.catalogue, placement.spacing, reach.decoders, parts.pathological, label_extents=reach.labels)
     engines = [Engine(model, task.device, notify=task.report.warn) for model in parts.models]
     predictors = [Predictor(engine, step=task.settings.step, label_extents=reach.labels) for engine in engines]
     windows = math.prod(len(starts) for starts in predictors[0].windows(placement.shape))
-    with task.report.stage("Segmenting", windows * len(predictors)) as advance:
+    with task.report.stage("Segmenting", windows * len(predictors) * len(chunks)) as advance:
         for predictor in predictors:
             predictor.advance = advance
-        for slab in slabs(predictors, hu, reach.decoders):
-            task.confidence.hear(slab, parts.labels, placement.shape)
-            canvas.paint(slab, parts.labels)
-        canvas.finish()
+        heard = (_heard(canvas, predictors, hu, {name: reach.decoders[name] for name in chunk}, parts, task) for chunk in chunks)
+        if len(chunks) > 1:
+            heard = iter([united([[sheet.packed() for sheet in sheets] for sheets in heard], placement.shape[2])])
+        for sheets in heard:
+            for sheet in sheets:
+                canvas.merge(sheet)
     return canvas
+
+
+def _heard(
+    canvas: Canvas, predictors: Sequence[Predictor], hu: torch.Tensor, extents: dict[str, Extent | None], parts: Parts, task: Task
+) -> Iterator[Sheet]:
+    """What the decoders named in `extents` say, from the lowest slice up."""
+    hearing = canvas.hearing()
+    for slab in slabs(predictors, hu, extents):
+        task.confidence.hear(slab, parts.labels, canvas.shape)
+        yield from hearing.hear(slab, parts.labels)
+    yield from hearing.rest()

@@ -87,9 +87,10 @@ def _by_encoder(encoders: Sequence[Checkpoint], decoders: Mapping[str, Checkpoin
 def slabs(predictors: Sequence[Predictor], hu: torch.Tensor, extents: Mapping[str, Extent | None]) -> Iterator[Slab]:
     """Slabs of all predictors together, bottom to top; all work on the same grid, so theirs have the same slices.
 
-    A predictor none of whose decoders has an extent has nothing to say and is not asked.
+    Only decoders named in `extents` are asked, and a predictor none of whose decoders
+    has an extent is not asked at all.
     """
-    mine = [(one, {name: extents[name] for name in one.engine.model.slices}) for one in predictors]
+    mine = [(one, {name: extents[name] for name in one.engine.model.slices if name in extents}) for one in predictors]
     runs = [one(hu, reach) for one, reach in mine if any(extent is not None for extent in reach.values())]
     for together in zip(*runs, strict=True) if runs else ():
         probabilities = {name: values for slab in together for name, values in slab.probabilities.items()}

@@ -21,6 +21,7 @@ from clseg.volume import AIR_HU
 
 EMPTY_HU = -800.0  # a window without anything denser than this holds no tissue
 CERTAIN = 10.0  # logit of background where nothing was computed
+ROWS = 16  # finished slices that are handed out at once: their probabilities take as much memory as the sums
 
 
 @dataclass(frozen=True)
@@ -73,10 +74,14 @@ class Predictor:
             needed = [n for n, (low, high) in running.items() if z < high + offset[2] and z + self.weight.shape[2] > low + offset[2]]
             self._row(padded, xs, ys, z, needed, rolling)
             end = zs[index + 1] if index + 1 < len(zs) else z + self.weight.shape[2]
-            for slab in _unpad(z, rolling.finish(end - z), offset, hu.shape):
-                _silence_outside(slab, running)
-                self._silence_labels(slab)
-                yield slab
+            for first in range(z, end, ROWS):
+                finished = rolling.mean(slice(first - z, min(first + ROWS, end) - z))
+                for slab in _unpad(first, finished, offset, hu.shape):
+                    _silence_outside(slab, running)
+                    self._silence_labels(slab)
+                    yield slab
+                del finished
+            rolling.forget(end - z)
 
     def _row(
         self, padded: torch.Tensor, xs: list[int], ys: list[int], z: int, decoders: list[str], rolling: _Rolling
@@ -129,27 +134,30 @@ class _Rolling:
         self.sums[name][:, x : x + px, y : y + py].addcmul_(logits, self.weight)
         self.weights[name][x : x + px, y : y + py].add_(self.weight)
 
-    def finish(self, count: int) -> dict[str, torch.Tensor]:
-        """Probabilities of the lowest `count` slices, which are then forgotten."""
-        return {name: self._finish(name, count) for name in self.sums}
+    def mean(self, rows: slice) -> dict[str, torch.Tensor]:
+        """Probabilities of some of the slices held."""
+        return {name: self._mean(self.sums[name][..., rows], self.weights[name][..., rows]) for name in self.sums}
 
-    def _finish(self, name: str, count: int) -> torch.Tensor:
-        sums, weights = self.sums[name], self.weights[name]
-        mean = sums[..., :count] / weights[..., :count].clamp(min=1e-6)
-        untouched = weights[..., :count] == 0
+    def forget(self, count: int) -> None:
+        """The lowest `count` slices go, empty ones come on top."""
+        for name, sums in self.sums.items():
+            for channel in (*sums, self.weights[name]):
+                _move_down(channel, count)
+
+    @staticmethod
+    def _mean(sums: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        mean = sums / weights.clamp(min=1e-6)
+        untouched = weights == 0
         if untouched.any():
             mean[0][untouched] = CERTAIN
-        self.sums[name] = _shifted(sums, count)
-        self.weights[name] = _shifted(weights, count)
         return torch.softmax(mean, dim=0)
 
 
-def _shifted(array: torch.Tensor, count: int) -> torch.Tensor:
-    """`array` moved down by `count` slices, zeros on top."""
-    moved = torch.zeros_like(array)
-    if count < array.shape[-1]:
-        moved[..., : array.shape[-1] - count] = array[..., count:]
-    return moved
+def _move_down(array: torch.Tensor, count: int) -> None:
+    """`array` (x, y, z) moved down by `count` slices in place, zeros on top."""
+    kept = array[..., count:].clone()
+    array[..., : kept.shape[-1]] = kept
+    array[..., kept.shape[-1] :] = 0
 
 
 def _pad(hu: torch.Tensor, patch: tuple[int, ...]) -> tuple[torch.Tensor, list[int]]:

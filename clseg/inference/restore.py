@@ -20,11 +20,11 @@ from itertools import product
 
 import numpy as np
 
-from clseg.inference.merge import FULL, HALF, Layer
+from clseg.inference.merge import FULL, HALF, Faint, Layer
 from clseg.inference.prepare import Placement
 from clseg.spatial.crop import Box
 from clseg.spatial.orient import to_orientation
-from clseg.volume import Volume
+from clseg.volume import Shape, Volume
 
 TILE = (64, 64, 32)  # voxels of the scanner's grid at a time: small enough for the cache, and for products that wake no threads
 BORDER = FULL / 2  # between HALF, the most of what did not win, and the least of what did
@@ -96,13 +96,17 @@ def _structures(layer: Layer, placement: Placement) -> list[_Structure]:
 
 def _faint(layer: Layer, id: int, box: Box) -> tuple[np.ndarray, np.ndarray]:
     """Voxels (3, n) in the box where the structure is faint, and how much."""
-    pieces = layer.faint.get(id, [])
-    if not pieces:
-        return np.zeros((3, 0), np.intp), np.zeros(0, np.uint8)
-    index = np.concatenate([piece.index for piece in pieces])
-    place = np.stack(np.unravel_index(index, layer.labels.shape))
+    found = [_inside(piece, layer.labels.shape, box) for piece in layer.faint.get(id, [])]
+    if not found:
+        return np.zeros((3, 0), np.int32), np.zeros(0, np.uint8)
+    return np.concatenate([place for place, _ in found], axis=1), np.concatenate([value for _, value in found])
+
+
+def _inside(piece: Faint, shape: Shape, box: Box) -> tuple[np.ndarray, np.ndarray]:
+    """The voxels (3, n) of one piece that lie in the box, and their values."""
+    place = np.stack([axis.astype(np.int32) for axis in np.unravel_index(piece.index, shape)])
     inside = np.all([(axis >= part.start) & (axis < part.stop) for axis, part in zip(place, box, strict=True)], axis=0)
-    return place[:, inside], np.concatenate([piece.value for piece in pieces])[inside]
+    return place[:, inside], piece.value[inside]
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -45,6 +46,28 @@ def cost(spec: DecoderSpec, encoder: EncoderSpec, patch: Triple) -> Cost:
         if others:
             total += _support_head(outputs, others, seen)
     return total
+
+
+def window_bytes(encoder: EncoderSpec, decoders: Sequence[DecoderSpec], patch: Triple) -> int:
+    """About what is held while windows of `patch` voxels are computed one by one on a CPU, one decoder after another.
+
+    The features of all levels; of the widest stage what goes into a convolution and out
+    of it, each also in the order that oneDNN computes in; logits and their upsampling;
+    the weights once more.  Measured within a tenth on five networks (LOG.md).
+    """
+    voxels = _voxels(encoder, patch)
+    features = sum(level.width * count for level, count in zip(encoder.levels, voxels, strict=True))
+    through = max((_through(spec, encoder, voxels) for spec in decoders), default=0)
+    logits = 1.5 * max((len(spec.labels) + 1 for spec in decoders), default=0) * prod(patch)
+    supports = sum(len(one.labels) + 1 for one in {one for spec in decoders for one in spec.supporters}) * prod(patch)
+    weights = sum(cost(spec, encoder, patch).parameters for spec in decoders)
+    return int(1.1 * 4 * (features + through + logits + 1.2 * supports + weights))
+
+
+def _through(spec: DecoderSpec, encoder: EncoderSpec, voxels: Sequence[int]) -> int:
+    """Numbers that the widest stage of a decoder holds at once."""
+    stages = zip(spec.stages, joins(spec, encoder), voxels[-2::-1], strict=False)
+    return max(2 * (stage.up + join.skip + max(stage.convs)) * count for stage, join, count in stages)
 
 
 def _convolution(inputs: int, outputs: int, kernel: int, voxels: int) -> Cost:

@@ -47,6 +47,12 @@ def undo_orientation(array: np.ndarray, like: Volume, code: str = "RAS") -> np.n
     return apply_orientation(array, back)
 
 
+def axis_order(like: Volume, code: str = "RAS") -> tuple[int, int, int]:
+    """For every axis of `like` the axis of `to_orientation(like, code)` that it became."""
+    i, j, k = (int(axis) for axis in _turn(like, code)[:, 0])
+    return i, j, k
+
+
 def _turn(volume: Volume, code: str) -> np.ndarray:
     """nibabel's orientation transform: for every axis of the volume its place in `code` and its sign, shape (3, 2)."""
     from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform

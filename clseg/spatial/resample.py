@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,6 +17,8 @@ from clseg.volume import Shape, Spacing
 
 if TYPE_CHECKING:
     import torch
+
+BLOCK = 1 << 22  # voxels that are resampled at a time
 
 
 def covering_shape(shape: Shape, spacing: Spacing, target: Spacing) -> Shape:
@@ -48,20 +50,40 @@ def interpolate(array: np.ndarray | torch.Tensor, weights: Sequence[np.ndarray],
     """`weights[a]` (n_out, n_in) applied along every axis a of `array`; float32, on `device` (default: where it is).
 
     Only what the weights look at is read.  The axis that shrinks most goes first,
-    so that little is computed and little memory is held; axes whose weights change
-    nothing are left alone.
+    so that little is computed; the array goes through in parts along the axis that is left
+    for last, so that little memory is held.  Axes whose weights change nothing are left alone.
     """
     import torch
 
     used = [np.flatnonzero(w.any(axis=0)) for w in weights]
     box = tuple(slice(int(u[0]), int(u[-1]) + 1) for u in used)
     small = [w[:, part] for w, part in zip(weights, box, strict=True)]
-    cut = array[box]
-    out = torch.from_numpy(_native(cut)) if isinstance(cut, np.ndarray) else cut
+    *first, last = sorted(range(3), key=lambda a: small[a].shape[0] / small[a].shape[1])
+    blocks = _blocks(array[box], last)
+    if len(blocks) == 1:
+        return _applied(blocks[0], small, [*first, last], device)
+    shape = [array[box].shape[a] if a == last else len(small[a]) for a in range(3)]
+    out = torch.empty(shape, device=device or getattr(array, "device", None))
+    for block, place in zip(blocks, _blocks(out, last, like=array[box]), strict=True):
+        place[...] = _applied(block, small, first, device)
+    return _applied(out, small, [last], device)
+
+
+def _blocks(array: Any, axis: int, like: Any = None) -> list[Any]:
+    """Views of a large array in parts along an axis, so that what is computed in floating point is never all of a scan."""
+    whole = array if like is None else like
+    step = max(1, BLOCK * whole.shape[axis] // math.prod(whole.shape))
+    return [array[(slice(None),) * axis + (slice(start, start + step),)] for start in range(0, array.shape[axis], step)]
+
+
+def _applied(array: np.ndarray | torch.Tensor, weights: Sequence[np.ndarray], axes: Sequence[int], device: str | None) -> torch.Tensor:
+    import torch
+
+    out = torch.from_numpy(_native(array)) if isinstance(array, np.ndarray) else array
     out = out.to(device or out.device)
-    for axis in sorted(range(3), key=lambda a: small[a].shape[0] / small[a].shape[1]):
-        if not np.array_equal(small[axis], np.eye(len(small[axis]), dtype=np.float32)):
-            out = _along(out.float(), torch.from_numpy(np.ascontiguousarray(small[axis])).to(out.device), axis)
+    for axis in axes:
+        if not np.array_equal(weights[axis], np.eye(len(weights[axis]), dtype=np.float32)):
+            out = _along(out.float(), torch.from_numpy(np.ascontiguousarray(weights[axis])).to(out.device), axis)
     return out.float()
 
 

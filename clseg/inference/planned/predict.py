@@ -13,6 +13,8 @@ from clseg.inference.planned.windows import gaussian, starts
 from clseg.network.plan import Plan
 from clseg.volume import Shape
 
+ROWS = 16  # finished rows that are handed out at once
+
 
 @dataclass(frozen=True)
 class Source:
@@ -68,7 +70,10 @@ def _rows(image: torch.Tensor, plan: Plan, answers: Answers, step: float, advanc
         for corner in product(places[1], places[2]):
             tile = padded[_window((first, *corner), plan.patch)]
             sums.add(corner, _scores(tile, plan, answers, advance))
-        yield from _unpadded(first, sums.finish(following - first), offset, image.shape)
+        for start in range(0, following - first, ROWS):
+            rows = slice(start, min(start + ROWS, following - first))
+            yield from _unpadded(first + start, sums.mean(rows), offset, image.shape)
+        sums.forget(following - first)
 
 
 class _Sums:
@@ -88,18 +93,16 @@ class _Sums:
         for name, values in scores:
             self.sums[name][(slice(None), *there)].addcmul_(values, self.weight)
 
-    def finish(self, count: int) -> dict[str, torch.Tensor]:
-        """Mean scores of the first `count` rows, which are then forgotten; when these are all, there is no more to add."""
-        last = count == len(self.weights)
-        means = {}
-        for name, sums in self.sums.items():
-            total = self.counts[name] * self.weights[:count]
-            means[name] = sums.div_(total) if last else sums[:, :count] / total
-        if not last:
-            for sums in self.sums.values():
-                _move(sums.movedim(1, 0), count)
-            _move(self.weights, count)
-        return means
+    def mean(self, rows: slice) -> dict[str, torch.Tensor]:
+        """Mean scores of some of the rows held."""
+        return {name: sums[:, rows] / (self.counts[name] * self.weights[rows]) for name, sums in self.sums.items()}
+
+    def forget(self, count: int) -> None:
+        """The first `count` rows go, empty ones come behind."""
+        for held in (*(channel for sums in self.sums.values() for channel in sums), self.weights):
+            kept = held[count:].clone()
+            held[: len(kept)] = kept
+            held[len(kept) :] = 0
 
 
 def _window(corner: Sequence[int], size: Sequence[int]) -> tuple[slice, ...]:
@@ -152,10 +155,3 @@ def _unpadded(start: int, scores: Mapping[str, torch.Tensor], offset: list[int],
     if low < high:
         y, x = (slice(o, o + n) for o, n in zip(offset[1:], shape[1:], strict=True))
         yield Rows(low - offset[0], {name: one[:, low - start : high - start, y, x] for name, one in scores.items()})
-
-
-def _move(rows: torch.Tensor, count: int) -> None:
-    """Forget the first `count` rows of the first axis: the others move to their place, one by one and without a copy of all, zeros behind."""
-    for row in range(count, len(rows)):
-        rows[row - count] = rows[row]
-    rows[len(rows) - count :] = 0

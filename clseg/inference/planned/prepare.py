@@ -101,7 +101,7 @@ def prepare(scan: Volume, view: View) -> torch.Tensor:
 def normalise(image: torch.Tensor, scheme: Scheme) -> torch.Tensor:
     """HU → network input by the plan's scheme, float32."""
     if scheme.kind == "ct":
-        return (image.clamp(scheme.low, scheme.high) - scheme.mean) / scheme.sd
+        return image.clamp(scheme.low, scheme.high).sub_(scheme.mean).div_(scheme.sd)
     if scheme.kind == "zscore":
         return _zscore(image, scheme.masked)
     if scheme.kind == "rescale":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -10,16 +11,19 @@ import numpy as np
 from clseg.catalogue import Anatomy, Catalogue
 from clseg.errors import WeightsError
 from clseg.inference.engine import Engine
-from clseg.inference.merge import Canvas, Claim
+from clseg.inference.evidence import Claim, Sheet
+from clseg.inference.merge import FULL, Canvas, depths
 from clseg.inference.planned.body import Body
 from clseg.inference.planned.export import Export, LabelMap
 from clseg.inference.planned.predict import Source, predict, window_count
 from clseg.inference.planned.prepare import View, look, prepare
 from clseg.network.plan import Plan
 from clseg.network.spec import DecoderSpec
+from clseg.stopwatch import Laps, Stopwatch
 from clseg.volume import Volume
 
 HELD_BYTES = 2 << 30  # of sums over windows that are not finished; many decoders on a fine grid would fill the memory
+COMPOSED = 1 << 21  # voxels of the scan that are composed at a time
 
 
 @dataclass(frozen=True)
@@ -52,57 +56,103 @@ def answers_of(engines: Sequence[Engine], scan: Volume, scores: Sequence[float] 
     return [answer for answer in answers if answer is not None]
 
 
-def grouped(answers: Sequence[Answer]) -> list[list[Answer]]:
-    """Answers that share windows and encoder passes: equal view, same engines, no more than HELD_BYTES of unfinished scores."""
+def grouped(answers: Sequence[Answer], held: float | None = None) -> list[list[Answer]]:
+    """Answers that share windows and encoder passes: equal view, same engines, no more than `held` bytes of unfinished scores (HELD_BYTES)."""
     groups: dict[tuple[View, tuple[int, ...]], list[Answer]] = {}
     for answer in answers:
         groups.setdefault((answer.view, tuple(sorted({id(one.engine) for one in answer.sources}))), []).append(answer)
-    return [portion for group in groups.values() for portion in _portions(group)]
+    return [portion for group in groups.values() for portion in _portions(group, HELD_BYTES if held is None else held)]
 
 
-def windows_of(answers: Sequence[Answer], step: float) -> int:
+def unfinished(answer: Answer) -> int:
+    """Bytes of one answer's scores in the rows that windows still touch."""
+    plane = [max(n, p) for n, p in zip(answer.view.shape, answer.view.plan.patch, strict=True)]
+    return 4 * (len(answer.labels) + 1) * answer.view.plan.patch[0] * plane[1] * plane[2]
+
+
+def windows_of(answers: Sequence[Answer], step: float, held: float | None = None) -> int:
     """How many encoder windows `segment_planned` will compute."""
-    return sum(window_count(group[0].view.shape, group[0].view.plan, step, _by_name(group)) for group in grouped(answers))
+    return sum(window_count(group[0].view.shape, group[0].view.plan, step, _by_name(group)) for group in grouped(answers, held))
 
 
 def segment_planned(
-    scan: Volume, answers: Sequence[Answer], *, step: float = 0.5, advance: Callable[[int], None] = lambda windows: None
+    scan: Volume,
+    answers: Sequence[Answer],
+    *,
+    step: float = 0.5,
+    held: float | None = None,
+    advance: Callable[[int], None] = lambda windows: None,
+    stopwatch: Stopwatch | None = None,
 ) -> Iterator[tuple[Answer, LabelMap]]:
-    """The label map of every answer on the grid of `scan`, as soon as it is there."""
-    for group in grouped(answers):
+    """The label map of every answer on the grid of `scan`, as soon as it is there; `held` as in `grouped`.
+
+    `stopwatch` gets one lap for all that prepares, one for what segments and one for what exports.
+    """
+    clock = Laps(stopwatch or Stopwatch())
+    for group in grouped(answers, held):
         view = group[0].view
         exports = {answer.name: Export(view, answer.plan) for answer in group}
-        for rows in predict(prepare(scan, view), view.plan, _by_name(group), step=step, advance=advance):
-            for name, scores in rows.scores.items():
-                exports[name].add(rows.start, scores)
+        with clock.lap("prepare"):
+            image = prepare(scan, view)
+        finished = predict(image, view.plan, _by_name(group), step=step, advance=advance)
+        while True:
+            with clock.lap("segment"):
+                rows = next(finished, None)
+            if rows is None:
+                break
+            with clock.lap("export"):
+                for name, scores in rows.scores.items():
+                    exports[name].add(rows.start, scores)
+            del rows
         for answer in group:
-            yield answer, exports.pop(answer.name).finished(scan)
+            with clock.lap("export"):
+                label_map = exports.pop(answer.name).finished(scan)
+            yield answer, label_map
+    clock.note()
 
 
 def compose(
     scan: Volume, found: Sequence[tuple[Answer, LabelMap]], wanted: Sequence[Anatomy], catalogue: Catalogue
 ) -> dict[int, np.ndarray]:
-    """Label maps of several answers → one uint16 map of catalogue ids per depth; see `clseg.inference.merge`, rules 3 and 4."""
+    """Label maps of several answers → one uint16 map of catalogue ids per depth, in Fortran order; see `clseg.inference.merge`, rules 3 and 4.
+
+    Some slices at a time: what competes for a voxel lies in it.
+    """
     held = {label for answer, _ in found for label in answer.labels}
     mine = [anatomy for anatomy in wanted if anatomy.name in held]
-    canvas = Canvas(scan.shape, mine, catalogue, scan.spacing)
     ids = {anatomy.name: anatomy.id for anatomy in mine}
-    claims = []
-    for answer, label_map in sorted(found, key=lambda one: one[0].name):
-        table = np.array([0, *(ids.get(label, 0) for label in answer.labels)], np.uint16)
-        claims.append(Claim(label_map.box, table[label_map.labels], label_map.score))
-    canvas.paint_whole(claims)
-    return {depth: layer.labels for depth, layer in canvas.layers.items()}
+    tables = {answer.name: np.array([0, *(ids.get(label, 0) for label in answer.labels)], np.uint16) for answer, _ in found}
+    layers = {depth: np.zeros(scan.shape, np.uint16, order="F") for depth in depths(mine, catalogue)}
+    step = min(scan.shape[2], max(1, COMPOSED // math.prod(scan.shape[:2])))
+    canvas = Canvas((*scan.shape[:2], step), mine, catalogue, scan.spacing)
+    for first in range(0, scan.shape[2], step):
+        rows = slice(first, min(first + step, scan.shape[2]))
+        claims = {answer.name: _claim(label_map, tables[answer.name], rows) for answer, label_map in found}
+        canvas.decide(Sheet(slice(0, rows.stop - rows.start), claims))
+        for depth, layer in canvas.layers.items():
+            if layer.labels.any():  # pages of the map that stay empty are never made
+                layers[depth][:, :, rows] = layer.labels[:, :, : rows.stop - rows.start]
+                layer.labels[...] = layer.score[...] = 0
+    return layers
 
 
-def _portions(group: Sequence[Answer]) -> Iterator[list[Answer]]:
+def _claim(label_map: LabelMap, table: np.ndarray, rows: slice) -> Claim:
+    """What a label map says in some slices of the scan; the first of them is slice 0 of the claim."""
+    x, y, z = label_map.box
+    first, last = max(z.start, rows.start), max(z.start, min(z.stop, rows.stop))
+    inside = slice(first - z.start, max(first, last) - z.start)
+    labels, score = label_map.labels[:, :, inside], label_map.score[:, :, inside]
+    depth = slice(first - rows.start, first - rows.start + labels.shape[2])
+    return Claim((x, y, depth), table[labels], score / np.float32(FULL))
+
+
+def _portions(group: Sequence[Answer], most: float) -> Iterator[list[Answer]]:
     """The group in as few parts as memory allows, of one answer at least."""
     portion: list[Answer] = []
     held = 0
     for answer in group:
-        plane = [max(n, p) for n, p in zip(answer.view.shape, answer.view.plan.patch, strict=True)]
-        needed = 4 * (len(answer.labels) + 1) * answer.view.plan.patch[0] * plane[1] * plane[2]
-        if portion and held + needed > HELD_BYTES:
+        needed = unfinished(answer)
+        if portion and held + needed > most:
             yield portion
             portion, held = [], 0
         portion.append(answer)
