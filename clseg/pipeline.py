@@ -113,7 +113,7 @@ class Segmenter:
         if sure is not None and straight is not given:
             sure = FULL - from_orthonormal(FULL - sure, straight, given)  # 255 beyond, not 0
         facts = self._facts(opened)
-        return Segmentation(given, tuple(arrays), self.wanted, frozenset(unreachable), facts, stopwatch, confidence.certainties, sure)
+        return Segmentation(given, tuple(arrays), self.wanted, frozenset(unreachable), facts, stopwatch, certainties=confidence.certainties, confidence_map=sure)
 
     def _loaded(self, stopwatch: Stopwatch) -> Parts:
         """The model, loaded the first time."""
