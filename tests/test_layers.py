@@ -19,7 +19,7 @@ LAYERS = [
     {"volume", "catalogue", "manifest", "recipe", "environment", "progress", "stopwatch", "allocator", "data"},
     {"io", "spatial", "weights", "network"},
     {"inference", "measure", "metrics", "report", "phantom", "output", "evaluate", "settings"},
-    {"segmentation", "pipeline"},
+    {"segmentation", "pipeline", "batch"},
     {"training"},
     {"cli", "__main__"},
 ]

@@ -14,7 +14,7 @@ SCAN_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".dcm", ".z
 CT_NAMES = ("ct", "image", "imaging")  # files that are called so are known by their folder: s0001/ct.nii.gz
 SUMMARIES = ("summary.csv", "summary_wide.csv", "failures.csv")
 
-_LONGEST = 100  # characters of a name; file systems end at 255 bytes, and some of them are needed
+_LONGEST = 150  # bytes of a name; file systems end at 255, and numbers and endings need some
 _NOT_A_FOLDER = (".nii", *OTHERS)  # results in a folder with such a name would be taken for one file
 _OF_WINDOWS = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 
@@ -37,12 +37,11 @@ def title_of(path: Path) -> str:
 
 def safe(name: str) -> str:
     """The name with everything replaced that cannot stand in the name of a folder on every system."""
-    name = re.sub(r"[^\w.+=@-]", "_", name).strip(".")[:_LONGEST].rstrip(".")
-    if any(name.lower().endswith(ending) for ending in _NOT_A_FOLDER):
+    name = re.sub(r"[^\w.+=@-]", "_", name).strip(".")
+    name = name.encode()[:_LONGEST].decode(errors="ignore").rstrip(".")
+    if name.lower().endswith(_NOT_A_FOLDER):
         name = "_".join(name.rsplit(".", 1))
-    if not name or name.lower() in SUMMARIES or _OF_WINDOWS.fullmatch(name):
-        name += "_"
-    return name
+    return f"_{name}" if not name or _OF_WINDOWS.fullmatch(name) else name
 
 
 def named(paths: Sequence[Path], given: Mapping[Path, str] | None = None) -> list[Case]:
@@ -100,7 +99,7 @@ def _numbered(names: Mapping[Path, str], taken: set[str]) -> dict[Path, str]:
         number, one = 1, name
         while one.casefold() in used:
             number += 1
-            one = f"{name[: _LONGEST - 8]}_{number}"
+            one = f"{name}_{number}"
         used.add(one.casefold())
         different[path] = one
     return different

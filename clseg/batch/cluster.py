@@ -64,12 +64,11 @@ def _with_workers(count: int, cases: Sequence[Case], job: Job) -> Iterator[Outco
 
     count = min(count, len(cases))
     threads = job.settings.threads or max(1, _cores() // count)
-    with _quiet(), tempfile.TemporaryDirectory(prefix="clseg-workers-") as scratch:
-        with LocalCluster(
-            n_workers=count, threads_per_worker=threads, processes=True, host="127.0.0.1", protocol="tcp://",
-            dashboard_address=None, memory_limit=0, local_directory=scratch, silence_logs=logging.CRITICAL,
-        ) as cluster, _client(cluster) as client:  # fmt: skip
-            yield from hand_out(client, cases, job)
+    with _quiet(), tempfile.TemporaryDirectory(prefix="clseg-workers-") as scratch, LocalCluster(
+        n_workers=count, threads_per_worker=threads, processes=True, host="127.0.0.1", protocol="tcp://",
+        dashboard_address=None, memory_limit=0, local_directory=scratch, silence_logs=logging.CRITICAL,
+    ) as cluster, _client(cluster) as client:  # fmt: skip
+        yield from hand_out(client, cases, job)
 
 
 def hand_out(client: Client, cases: Sequence[Case], job: Job) -> Iterator[Outcome]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from clseg.cli.batch import Many, job_of, segment_many
 from clseg.cli.console import Terminal, exit_codes
 from clseg.cli.sources import AllowHttp, Mirror, OtherManifest, sources_of
 from clseg.errors import UsageError
@@ -30,8 +31,8 @@ def given_path(text: str) -> Path:
 
 def run(
     context: typer.Context,
-    input: Annotated[Path | None, typer.Option("-i", "--input", parser=given_path, metavar="PATH", help="CT: NIfTI, NRRD, MetaImage, or DICOM (folder, zip, multi-frame file).", show_default=False)] = None,
-    output: Annotated[Path | None, typer.Option("-o", "--output", parser=given_path, metavar="PATH", help="Folder for one mask per structure, or x.nii.gz for one label map.", show_default=False)] = None,
+    input: Annotated[Path | None, typer.Option("-i", "--input", parser=given_path, metavar="PATH", help="CT: NIfTI, NRRD, MetaImage, or DICOM (folder, zip, multi-frame file); or many: a folder of them, a quoted pattern, a list (.txt, .csv).", show_default=False)] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", parser=given_path, metavar="PATH", help="Folder for one mask per structure, or x.nii.gz for one label map. Of many scans each gets a folder in it.", show_default=False)] = None,
     roi: Annotated[list[str] | None, typer.Option("-r", "--roi", help="Groups and structures, e.g. chest or liver,spleen; may be repeated. Default: all.", show_default=False)] = None,
     series: Annotated[str | None, typer.Option("--series", help="Number or UID of the DICOM series, where there are several.", show_default=False)] = None,
     multilabel: Annotated[bool, typer.Option("--ml", help="One label map instead of one mask per structure.")] = False,
@@ -47,6 +48,9 @@ def run(
     manifest: OtherManifest = None,
     allow_http: AllowHttp = False,
     overwrite: Annotated[bool, typer.Option("--overwrite/--no-overwrite", help="Replace results that are there already.")] = True,
+    resume: Annotated[bool, typer.Option("--resume", help="Many scans: keep what an earlier run has finished.")] = False,
+    workers: Annotated[int | None, typer.Option("--workers", metavar="N", help="Many scans: in N processes of this machine.", min=1, max=MOST_THREADS, show_default=False)] = None,
+    cluster: Annotated[str | None, typer.Option("--cluster", metavar="ADDRESS", help="Many scans: on the workers of this Dask scheduler, e.g. tcp://host:8786.", show_default=False)] = None,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but errors.")] = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Say more.")] = False,
     profile: Annotated[bool, typer.Option("--profile", help="Show seconds and memory of every stage.")] = False,
@@ -55,6 +59,8 @@ def run(
     """[bold]clseg[/bold]: whole-body CT segmentation that keeps learning (CL-Net, arXiv 2503.12698).
 
     clseg -i ct.nii.gz -o out/ --roi chest --stats
+
+    clseg -i scans/ -o out/ --stats --resume
 
     Not a medical device: for research only, not for diagnosis or treatment.
     """
@@ -76,13 +82,17 @@ def run(
             missing = "-i/--input" if input is None else "-o/--output"
             raise UsageError(f"{missing} is missing.", tip="clseg -i ct.nii.gz -o out/")
         names = list(roi or ["all"])
-        sources = known(sources_of(mirror, manifest, allow_http), offline)
-        check_call(input, output, names, model, device, multilabel, overwrite, sources)
+        given = sources_of(mirror, manifest, allow_http)
+        sources = known(given, offline)
         options = {"model": model, "device": device, "step": step, "threads": threads, "restore": restore}
         options |= {"offline": offline, "sources": sources, "series": series}
-        result = segment_and_save(
-            input, output, names, terminal, options, {"multilabel": multilabel, "statistics": stats, "preview": preview}
-        )
+        outputs = {"multilabel": multilabel, "statistics": stats, "preview": preview}
+        many = Many(resume, cluster, workers)
+        if (cases := many.cases(input, output, names, model, sources)) is not None:
+            segment_many(cases, job_of(output, names, options, outputs, many, given), many, terminal, overwrite=overwrite, profile=profile)
+            return
+        check_call(input, output, names, model, device, multilabel, overwrite, sources)
+        result = segment_and_save(input, output, names, terminal, options, outputs)
         report(result, output, terminal)
         if profile:
             show_profile(Output.at(output, multilabel).beside("run.json"), terminal)
