@@ -98,7 +98,9 @@ def test_unfinished_files_are_swept_and_nothing_else(tmp_path):
     theirs = [".x.part", "a.12-0123abcd.part", ".download.part", "liver.nii.gz"]
     for name in (kept, f"meshes/{kept}", *theirs):
         (tmp_path / name).write_bytes(b"")
+    sweep(tmp_path, below=True, older_s=100.0)
+    assert (tmp_path / kept).is_file()
     sweep(tmp_path)
-    assert (tmp_path / "meshes" / kept).is_file()
+    assert [(tmp_path / kept).is_file(), (tmp_path / "meshes" / kept).is_file()] == [False, True]
     sweep(tmp_path, below=True)
     assert sorted(file.name for file in tmp_path.rglob("*") if file.is_file()) == sorted(theirs)

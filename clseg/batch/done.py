@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -43,11 +44,14 @@ def is_complete(folder: Path, digest: str, request: Mapping[str, Any]) -> bool:
         return False
 
 
-def sweep(folder: Path, *, below: bool = False) -> None:
-    """Remove the unfinished files of a run that was killed, also in the folders `below`; they have names that nothing else has."""
+def sweep(folder: Path, *, below: bool = False, older_s: float = 0.0) -> None:
+    """Remove the unfinished files of a run that was killed, also in the folders `below`; they have names that nothing else has.
+
+    Where other runs may be writing just now, files have to be `older_s` seconds old.
+    """
     for file in folder.rglob(".*.part") if below else folder.glob(".*.part"):
-        if _PART.fullmatch(file.name):
-            with suppress(OSError):  # the next run may be luckier
+        with suppress(OSError):  # the next run may be luckier
+            if _PART.fullmatch(file.name) and time.time() - file.stat().st_mtime >= older_s:
                 file.unlink()
 
 

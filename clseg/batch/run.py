@@ -13,6 +13,8 @@ from clseg.batch.summary import clear, write_failures, write_summaries
 from clseg.errors import ClsegError
 from clseg.io.files import prepare_folder
 
+_SURELY_DEAD_S = 10.0  # runs of other cases may share the output, and write their summaries meanwhile
+
 Way = Callable[[Sequence[Case], Job], Iterator[Outcome]]
 
 
@@ -25,7 +27,6 @@ def run(cases: Sequence[Case], job: Job, *, way: Way = run_here, tell: Callable[
     """
     prepare_folder(job.output)
     clear(job.output)
-    sweep(job.output)
     outcomes = {}
     with closing(way(cases, job)) as ended:
         for one in ended:
@@ -34,6 +35,7 @@ def run(cases: Sequence[Case], job: Job, *, way: Way = run_here, tell: Callable[
             outcomes[one.case.name] = one
             tell(one)
     ordered = [outcomes[case.name] for case in cases]
+    sweep(job.output, older_s=_SURELY_DEAD_S)
     write_failures(job.output, ordered)
     done = [one.case.name for one in ordered if one.status != FAILED]
     if job.outputs.get("statistics") and done:
