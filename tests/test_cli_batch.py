@@ -67,7 +67,7 @@ def test_a_failed_case_is_told_and_is_exit_code_1(scans, tmp_path):
     assert (result.exit_code, result.stdout) == (1, "")
     assert error_of(result) == "1 of 2 cases failed."
     assert "warning: s00 failed: " in result.stderr
-    assert re.search(r"^[│┃|] s00 +[│┃|] .* is empty", result.stderr, re.MULTILINE)
+    assert re.search(r"^[│┃|] s00 +[│┃|]", result.stderr, re.MULTILINE)
     assert "failures.csv" in result.stderr
     assert (tmp_path / "out" / "s01" / "run.json").is_file()
     quiet = call(*words(scans, tmp_path / "out", "-q"))

@@ -147,7 +147,7 @@ def test_a_scan_that_kills_its_workers_fails_alone(tiny_model, tmp_path, monkeyp
     (tmp_path / "site" / "sitecustomize.py").write_text(DEADLY)  # every process that is started from now on dies of this scan
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'site'}{os.pathsep}{ROOT}")
     setting = dask.config.set({"distributed.scheduler.allowed-failures": 1})
-    with setting, LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, memory_limit=0, local_directory=str(tmp_path / "scratch"), silence_logs=50) as local:
+    with setting, LocalCluster(n_workers=2, threads_per_worker=1, death_timeout=600, dashboard_address=None, memory_limit=0, local_directory=str(tmp_path / "scratch"), silence_logs=50) as local:
         outcomes = run(cases_of(tmp_path / "scans", tmp_path / "out"), job(tmp_path / "out"), way=on_cluster(local.scheduler_address))
     assert [one.status for one in outcomes] == [DONE, FAILED, DONE]
     assert "2 workers died while they worked on this scan" in outcomes[1].error
@@ -177,7 +177,7 @@ def small(tiny_model, tmp_path):
 
     tiny_model()
     write_scans(tmp_path / "scans", 2)
-    with LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None, protocol="tcp://", host="127.0.0.1", silence_logs=50, memory_limit=0) as local:
+    with LocalCluster(n_workers=1, threads_per_worker=1, processes=False, death_timeout=600, dashboard_address=None, protocol="tcp://", host="127.0.0.1", silence_logs=50, memory_limit=0) as local:
         yield local.scheduler_address
 
 
@@ -211,6 +211,35 @@ def test_files_that_workers_do_not_see_are_one_sentence(small, tmp_path, monkeyp
         run(cases, job(tmp_path / "out"), way=on_cluster(small))
     assert "share" in caught.value.tip
     monkeypatch.undo()
+
+
+def test_workers_that_all_died_are_one_sentence(small, tmp_path):
+    """Processes of this machine that never come back; a cluster may still get workers, and is waited for."""
+    from distributed import Client
+
+    with Client(small, set_as_default=False) as client:
+        client.retire_workers(list(client.nthreads()))
+        with pytest.raises(ClsegError, match="All workers have died"):
+            list(cluster.hand_out(client, cases_of(tmp_path / "scans", tmp_path), job(tmp_path / "out"), patience_s=0.1))
+
+
+def test_a_result_that_is_lost_with_its_worker_is_waited_for(small, tmp_path, monkeypatch):
+    """A worker that dies between its last byte and its answer: the case is pending again, and in the end done."""
+    from distributed import Client, Future
+
+    original, asked = Future.result, []
+
+    def result(self, timeout=None):
+        asked.append(1)
+        if len(asked) == 1:
+            raise TimeoutError
+        return original(self, timeout)
+
+    monkeypatch.setattr(Future, "result", result)
+    with Client(small, set_as_default=False) as client:
+        outcomes = list(cluster.hand_out(client, cases_of(tmp_path / "scans", tmp_path), job(tmp_path / "out")))
+    assert [one.status for one in outcomes] == [DONE, DONE]
+    assert len(asked) == 3
 
 
 def test_results_that_are_not_seen_here_are_one_sentence(small, tmp_path, monkeypatch):

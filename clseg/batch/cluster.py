@@ -11,12 +11,13 @@ Dask's processes trust each other: whoever reaches the scheduler's port can run 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 ONE_SCAN, GPU = "clseg", "GPU"  # resources of workers: how many scans they can have at a time
 PATIENCE_S = 15.0  # for a scheduler to answer, and for results to be seen here
 FRESH_S = 2.0  # how long the number of workers is believed
+POLL_S = 0.02
+START_S = 600.0  # for processes of this machine to start, also when it is busy
 
 _ONE_AT_A_TIME = threading.Lock()
 
@@ -66,70 +69,91 @@ def _with_workers(count: int, cases: Sequence[Case], job: Job) -> Iterator[Outco
     threads = job.settings.threads or max(1, _cores() // count)
     with _quiet(), tempfile.TemporaryDirectory(prefix="clseg-workers-") as scratch, LocalCluster(
         n_workers=count, threads_per_worker=threads, processes=True, host="127.0.0.1", protocol="tcp://",
-        dashboard_address=None, memory_limit=0, local_directory=scratch, silence_logs=logging.CRITICAL,
+        dashboard_address=None, memory_limit=0, local_directory=scratch, silence_logs=logging.CRITICAL, death_timeout=START_S,
     ) as cluster, _client(cluster) as client:  # fmt: skip
         yield from hand_out(client, cases, job)
 
 
-def hand_out(client: Client, cases: Sequence[Case], job: Job) -> Iterator[Outcome]:
-    """The outcomes as cases are finished on the client's cluster.
+def hand_out(client: Client, cases: Sequence[Case], job: Job, *, patience_s: float = math.inf) -> Iterator[Outcome]:
+    """The outcomes as cases are finished on the client's cluster; for workers that will come it waits as long as `patience_s`.
 
-    Raises ClsegError when workers have another version of clseg or do not see the files, and when the scheduler is lost.
+    Raises ClsegError when workers have another version of clseg or do not see the files, when the scheduler is lost and when
+    there are no workers left.
     """
-    from distributed import as_completed
-
     _check_workers(client, cases, job)
     client.register_plugin(_one_scan())
-    crew = _Crew(client, job)
+    crew = _Crew(client, job, patience_s)
     waiting = iter(cases)
-    running = as_completed([crew.submit(case) for case in islice(waiting, crew.places())], loop=client.loop)
     try:
-        for future in running:
-            yield crew.outcome(future)
-            for case in islice(waiting, max(0, crew.places() - crew.busy)):
-                running.add(crew.submit(case))
+        while True:
+            for case in islice(waiting, max(0, crew.places() - len(crew.futures))):
+                crew.submit(case)
+            if not crew.futures:
+                return
+            yield from crew.ended()
     finally:
-        client.cancel(list(crew.futures), force=True)
+        with suppress(Exception):  # the scheduler may be the reason for going
+            client.cancel(list(crew.futures), force=True)
 
 
 class _Crew:
     """The workers of a client and the cases that they have just now."""
 
-    def __init__(self, client: Client, job: Job) -> None:
-        self._client, self._job = client, job
+    def __init__(self, client: Client, job: Job, patience_s: float) -> None:
+        self._client, self._job, self._patience_s = client, job, patience_s
         gpus = job.settings.device != "cpu" and client.run_on_scheduler(_places, GPU) > 0
         self._resource = GPU if gpus else ONE_SCAN
-        self._known, self._asked = 0, -FRESH_S
+        self._known, self._asked, self._manned = 0, -math.inf, time.monotonic()
         self.futures: dict[Future, Case] = {}
-
-    @property
-    def busy(self) -> int:
-        return len(self.futures)
 
     def places(self) -> int:
         """How many scans all workers together can have; at least one, for the worker that will come."""
-        if time.monotonic() - self._asked >= FRESH_S:
-            self._known, self._asked = self._client.run_on_scheduler(_places, self._resource), time.monotonic()
+        now = time.monotonic()
+        if now - self._asked >= FRESH_S:
+            try:
+                self._known, self._asked = self._client.run_on_scheduler(_places, self._resource), now
+            except (OSError, TimeoutError) as error:
+                raise _lost() from error
+            self._manned = now if self._known else self._manned
+            if now - self._manned > self._patience_s:
+                raise ClsegError("All workers have died, and none came back.", tip="Most often there is too little memory: use fewer workers. The same command with --resume goes on.")
         return max(1, self._known)
 
-    def submit(self, case: Case) -> Future:
+    def submit(self, case: Case) -> None:
         future = self._client.submit(work, case, self._job, resources={self._resource: 1}, pure=False, key=f"clseg-{case.name}-{os.urandom(4).hex()}")
         self.futures[future] = case
-        return future
 
-    def outcome(self, future: Future) -> Outcome:
-        """How a case ended; a case that its workers did not survive has failed."""
+    def ended(self) -> Iterator[Outcome]:
+        """Wait until a case has ended, and tell how.  A result that was lost with its worker is pending again: Dask computes it once more."""
+        while True:
+            over = [future for future in self.futures if future.status in ("finished", "error", "cancelled")]
+            outcomes = [(future, self._outcome(future)) for future in over]
+            for future, outcome in outcomes:
+                if outcome is not None:
+                    del self.futures[future]
+                    yield outcome
+            if any(outcome for _, outcome in outcomes):
+                return
+            self.places()
+            time.sleep(POLL_S)
+
+    def _outcome(self, future: Future) -> Outcome | None:
+        """How a case ended; None when its worker went before it could say so.  A case that its workers did not survive has failed."""
         from distributed import KilledWorker
 
-        case = self.futures.pop(future)
-        if future.status in ("lost", "cancelled"):
+        case = self.futures[future]
+        if future.status == "cancelled":
             raise _lost()
-        error = future.exception()
-        if isinstance(error, KilledWorker):
+        try:
+            outcome: Outcome = future.result(timeout=PATIENCE_S)
+        except TimeoutError:
+            return None
+        except KilledWorker as error:
             return failure(case, _killed(error))
-        if error is not None:  # `work` raises nothing: it could not be brought to the worker
+        except Exception as error:  # `work` raises nothing: it could not be brought to the worker
+            if future.status == "cancelled":
+                raise _lost() from error
             raise ClsegError(f"A worker could not take a case: {_words(error)}.", tip="Install the same clseg on client, scheduler and workers.") from error
-        outcome: Outcome = future.result()
         if outcome.status == DONE:
             self._see(outcome)
         return outcome
