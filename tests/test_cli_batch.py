@@ -216,7 +216,7 @@ def test_ctrl_c_stops_cleanly(tiny_model, tmp_path, more):
         assert running.poll() is None, running.communicate()
         time.sleep(0.01)
     os.killpg(running.pid, signal.SIGINT)
-    stdout, stderr = running.communicate(timeout=120)
+    stdout, stderr = running.communicate(timeout=300)
     assert (running.returncode, stdout) == (130, "")
     assert stderr.splitlines()[-1] == "error: Interrupted; no half-written file is left behind."
     assert "Traceback" not in stderr

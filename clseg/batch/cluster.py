@@ -30,12 +30,13 @@ from clseg.batch.case import Case
 from clseg.batch.job import DONE, FATAL, Job, Outcome, failure
 from clseg.batch.run import Way
 from clseg.errors import ClsegError, UsageError
+from clseg.progress import SILENT, Progress
 
 if TYPE_CHECKING:
     from distributed import Client, Future, Scheduler, Worker, WorkerPlugin
 
 ONE_SCAN, GPU = "clseg", "GPU"  # resources of workers: how many scans they can have at a time
-PATIENCE_S = 15.0  # for a scheduler to answer, and for results to be seen here
+PATIENCE_S = 30.0  # for a scheduler to answer, and for results to be seen here
 FRESH_S = 2.0  # how long the number of workers is believed
 POLL_S = 0.02
 START_S = 600.0  # for processes of this machine to start, also when it is busy
@@ -51,9 +52,9 @@ def on_cluster(address: str) -> Way:
     return partial(_on_cluster, address)
 
 
-def with_workers(count: int) -> Way:
-    """Do batches in `count` processes of this machine, which share its threads."""
-    return partial(_with_workers, count)
+def with_workers(count: int, report: Progress = SILENT) -> Way:
+    """Do batches in `count` processes of this machine, which share its threads; `report` hears of weights that are fetched before."""
+    return partial(_with_workers, count, report)
 
 
 def _on_cluster(address: str, cases: Sequence[Case], job: Job) -> Iterator[Outcome]:
@@ -61,10 +62,11 @@ def _on_cluster(address: str, cases: Sequence[Case], job: Job) -> Iterator[Outco
         yield from hand_out(client, cases, job)
 
 
-def _with_workers(count: int, cases: Sequence[Case], job: Job) -> Iterator[Outcome]:
+def _with_workers(count: int, report: Progress, cases: Sequence[Case], job: Job) -> Iterator[Outcome]:
     _dask()
     from distributed import LocalCluster
 
+    Bench(job, report).fetch()
     count = min(count, len(cases))
     threads = job.settings.threads or max(1, _cores() // count)
     with _quiet(), tempfile.TemporaryDirectory(prefix="clseg-workers-") as scratch, LocalCluster(

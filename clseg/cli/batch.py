@@ -55,7 +55,7 @@ class Many:
             return partial(run_here, report=Bars(terminal))
         from clseg.batch.cluster import on_cluster, with_workers
 
-        return on_cluster(self.cluster) if self.cluster else with_workers(self.workers or 1)
+        return on_cluster(self.cluster) if self.cluster else with_workers(self.workers or 1, Bars(terminal))
 
     def _said(self, apart: str = "") -> str:
         """The first of the options that was given."""
