@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import signal
 import tempfile
 import threading
 import time
@@ -71,9 +72,9 @@ def _with_workers(count: int, report: Progress, cases: Sequence[Case], job: Job)
     threads = job.settings.threads or max(1, _cores() // count)
     with _quiet(), tempfile.TemporaryDirectory(prefix="clseg-workers-") as scratch, LocalCluster(
         n_workers=count, threads_per_worker=threads, processes=True, host="127.0.0.1", protocol="tcp://",
-        dashboard_address=None, memory_limit=0, local_directory=scratch, silence_logs=logging.CRITICAL, death_timeout=START_S,
+        dashboard_address="127.0.0.1:0", memory_limit=0, local_directory=scratch, silence_logs=logging.CRITICAL, death_timeout=START_S,
     ) as cluster, _client(cluster) as client:  # fmt: skip
-        yield from hand_out(client, cases, job)
+        yield from hand_out(client, cases, job, patience_s=START_S)
 
 
 def hand_out(client: Client, cases: Sequence[Case], job: Job, *, patience_s: float = math.inf) -> Iterator[Outcome]:
@@ -83,7 +84,7 @@ def hand_out(client: Client, cases: Sequence[Case], job: Job, *, patience_s: flo
     there are no workers left.
     """
     _check_workers(client, cases, job)
-    client.register_plugin(_one_scan())
+    client.register_plugin(_one_scan(deaf=patience_s < math.inf))
     crew = _Crew(client, job, patience_s)
     waiting = iter(cases)
     try:
@@ -293,8 +294,11 @@ def _places(resource: str, dask_scheduler: Scheduler | None = None) -> int:
     return int(sum(1 if resource == ONE_SCAN else worker.resources.get(resource, 0) for worker in workers))
 
 
-def _one_scan() -> WorkerPlugin:
-    """Gives every worker, those that come later too, the place for one scan."""
+def _one_scan(*, deaf: bool) -> WorkerPlugin:
+    """Gives every worker, those that come later too, the place for one scan.
+
+    Those of this machine shall not hear Ctrl-C, which a terminal sends to all processes: the one that started them ends them.
+    """
     from distributed import WorkerPlugin
 
     class OneScan(WorkerPlugin):
@@ -302,5 +306,7 @@ def _one_scan() -> WorkerPlugin:
 
         async def setup(self, worker: Worker) -> None:
             await worker.set_resources(**{ONE_SCAN: 1})
+            if deaf and worker.nanny and threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     return OneScan()
