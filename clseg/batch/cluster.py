@@ -36,7 +36,7 @@ from clseg.progress import SILENT, Progress
 if TYPE_CHECKING:
     from distributed import Client, Future, Scheduler, Worker, WorkerPlugin
 
-ONE_SCAN, GPU = "clseg", "GPU"  # resources of workers: how many scans they can have at a time
+GPU = "GPU"  # a resource of workers: how many scans they can have at a time
 PATIENCE_S = 30.0  # for a scheduler to answer, and for results to be seen here
 FRESH_S = 2.0  # how long the number of workers is believed
 POLL_S = 0.02
@@ -84,7 +84,8 @@ def hand_out(client: Client, cases: Sequence[Case], job: Job, *, patience_s: flo
     there are no workers left.
     """
     _check_workers(client, cases, job)
-    client.register_plugin(_one_scan(deaf=patience_s < math.inf))
+    if patience_s < math.inf:
+        client.register_plugin(_deaf())
     crew = _Crew(client, job, patience_s)
     waiting = iter(cases)
     try:
@@ -105,7 +106,7 @@ class _Crew:
     def __init__(self, client: Client, job: Job, patience_s: float) -> None:
         self._client, self._job, self._patience_s = client, job, patience_s
         gpus = job.settings.device != "cpu" and client.run_on_scheduler(_places, GPU) > 0
-        self._resource = GPU if gpus else ONE_SCAN
+        self._resource = GPU if gpus else None
         self._known, self._asked, self._manned = 0, -math.inf, time.monotonic()
         self.futures: dict[Future, Case] = {}
 
@@ -123,7 +124,7 @@ class _Crew:
         return max(1, self._known)
 
     def submit(self, case: Case) -> None:
-        future = self._client.submit(work, case, self._job, resources={self._resource: 1}, pure=False, key=f"clseg-{case.name}-{os.urandom(4).hex()}")
+        future = self._client.submit(work, case, self._job, resources={GPU: 1} if self._resource else None, pure=False, key=f"clseg-{case.name}-{os.urandom(4).hex()}")
         self.futures[future] = case
 
     def ended(self) -> Iterator[Outcome]:
@@ -288,25 +289,25 @@ def _warm(worker: Worker, job: Job) -> Bench:
         return bench
 
 
-def _places(resource: str, dask_scheduler: Scheduler | None = None) -> int:
-    """How many of a resource all workers together have; run on the scheduler.  ONE_SCAN is one each, told or not yet."""
-    workers = dask_scheduler.workers.values() if dask_scheduler else ()
-    return int(sum(1 if resource == ONE_SCAN else worker.resources.get(resource, 0) for worker in workers))
+def _places(resource: str | None, dask_scheduler: Scheduler | None = None) -> int:
+    """How many scans all workers together can have: as many as they have of a resource, or one each; run on the scheduler.
 
-
-def _one_scan(*, deaf: bool) -> WorkerPlugin:
-    """Gives every worker, those that come later too, the place for one scan.
-
-    Those of this machine shall not hear Ctrl-C, which a terminal sends to all processes: the one that started them ends them.
+    Without a resource nothing but their number keeps cases apart: Dask gives a case to the worker that has least to do, and
+    one that gets two computes them one after the other.
     """
+    workers = dask_scheduler.workers.values() if dask_scheduler else ()
+    return int(sum(worker.resources.get(resource, 0) if resource else 1 for worker in workers))
+
+
+def _deaf() -> WorkerPlugin:
+    """Workers of this machine shall not hear Ctrl-C, which a terminal sends to all processes: the one that started them ends them."""
     from distributed import WorkerPlugin
 
-    class OneScan(WorkerPlugin):
-        name = ONE_SCAN
+    class Deaf(WorkerPlugin):
+        name = "clseg-deaf"
 
         async def setup(self, worker: Worker) -> None:
-            await worker.set_resources(**{ONE_SCAN: 1})
-            if deaf and worker.nanny and threading.current_thread() is threading.main_thread():
+            if threading.current_thread() is threading.main_thread():  # of a process of its own
                 signal.signal(signal.SIGINT, signal.SIG_IGN)
 
-    return OneScan()
+    return Deaf()
