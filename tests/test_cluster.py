@@ -245,7 +245,7 @@ def test_a_result_that_is_lost_with_its_worker_is_waited_for(small, tmp_path, mo
 def test_results_that_are_not_seen_here_are_one_sentence(small, tmp_path, monkeypatch):
     """A worker that says done, and no run.json on this side."""
     cases = cases_of(tmp_path / "scans", tmp_path / "out")
-    monkeypatch.setattr(cluster, "PATIENCE_S", 0.1)
+    monkeypatch.setattr(cluster, "SEEN_S", 0.1)
     monkeypatch.setattr(cluster.Bench, "write", lambda self, one: cluster.Outcome(one.case, DONE))
     with pytest.raises(ClsegError, match=r"has written the results of 's0.', but .*run\.json is not there"):
         run(cases, job(tmp_path / "out"), way=on_cluster(small))

@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from distributed import Client, Future, Scheduler, Worker, WorkerPlugin
 
 GPU = "GPU"  # a resource of workers: how many scans they can have at a time
-PATIENCE_S = 30.0  # for a scheduler to answer, and for results to be seen here
+PATIENCE_S = 30.0  # for a scheduler to answer
+SEEN_S = 30.0  # for results to be seen here: shared folders may need a moment
 FRESH_S = 2.0  # how long the number of workers is believed
 POLL_S = 0.02
 START_S = 600.0  # for processes of this machine to start, also when it is busy
@@ -164,7 +165,7 @@ class _Crew:
 
     def _see(self, outcome: Outcome) -> None:
         """Results that are not seen from here were written somewhere else; shared folders may need a moment."""
-        file, until = self._job.folder(outcome.case) / "run.json", time.monotonic() + PATIENCE_S
+        file, until = self._job.folder(outcome.case) / "run.json", time.monotonic() + SEEN_S
         while not file.is_file():
             if time.monotonic() > until:
                 raise ClsegError(f"A worker has written the results of '{outcome.case.name}', but {file} is not there.", tip="The output must lie on storage that this machine and all workers share.")
