@@ -1,9 +1,9 @@
 """Cluster: a batch on the workers of a Dask cluster, or on several processes of this machine.
 
-Every worker keeps one model loaded and has one scan at a time (as many as it has of the resource GPU, where workers
-advertise it); it reads the scan and writes the results itself, so both must lie on storage that all machines share.  Only
-as many cases are handed out as workers can hold, so that a worker that is lost costs its own case alone, which another
-worker takes over.  Errors of a case come back as its outcome.
+Every worker keeps one model loaded; it reads the scan and writes the results itself, so both must lie on storage that all
+machines share.  Only as many cases are handed out as there are workers (or as they have of the resource GPU, where some
+advertise it), so that a worker that is lost costs its own case alone, which another worker takes over.  Errors of a case
+come back as its outcome.
 
 Dask's processes trust each other: whoever reaches the scheduler's port can run programs on all workers.
 """
