@@ -115,12 +115,25 @@ class Segmenter:
         facts = self._facts(opened)
         return Segmentation(given, tuple(arrays), self.wanted, frozenset(unreachable), facts, stopwatch, certainties=confidence.certainties, confidence_map=sure)
 
+    @property
+    def weights(self) -> dict[str, str]:
+        """The sha256 of every asset that is needed, by its name."""
+        return {asset.name: asset.sha256 for asset in self._assets}
+
+    def fetch(self) -> dict[str, Path]:
+        """The files of the weights, by asset name; downloaded where they are not on this machine."""
+        return fetch(self._assets, sources=self.settings.sources, offline=self.settings.offline, report=self.report)
+
+    def load(self) -> None:
+        """Load the weights now instead of with the first scan."""
+        self._loaded(Stopwatch())
+
     def _loaded(self, stopwatch: Stopwatch) -> Parts:
         """The model, loaded the first time."""
         if self._parts is None:
             self._device = _device(self.settings.device, self.settings.threads)
             with stopwatch.lap("weights"):
-                files = fetch(self._assets, sources=self.settings.sources, offline=self.settings.offline, report=self.report)
+                files = self.fetch()
                 with self.report.stage("Loading weights"):
                     self._parts = self._load(files)
             self.report.detail(f"{len(self._parts.answering)} decoders on {self._device}")
@@ -147,7 +160,7 @@ class Segmenter:
                 "orientation": scan.orientation,
                 "affine": scan.affine.tolist(),
             },
-            "model": {"name": settings.model, "weights": {a.name: a.sha256 for a in self._assets}},
+            "model": {"name": settings.model, "weights": self.weights},
             "device": self._device,
             "threads": torch.get_num_threads(),
             "step": settings.step,

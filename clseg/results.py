@@ -14,13 +14,27 @@ from clseg.io.segments import Segments
 from clseg.output import Output
 
 
+def find_source(types: Iterable[str], path: Path, series: str | None = None) -> Source:
+    """The DICOM series at `path`, where one of the formats refers to it; None where none does, or it is no DICOM."""
+    if not any(FORMATS[type].dicom for type in types):
+        return None
+    from clseg.io.dicom.source import source_of
+
+    return source_of(path, series)
+
+
 def check_possible(place: Output, source: Source = None) -> None:
     """Refuse what cannot be written, before anything is: UsageError without a DICOM series or a tool that is needed, or in somebody else's dataset."""
     check_source(place.types, source)
-    if place.meshes:
-        from clseg.spatial.surface import check_tools
+    check_tools(place)
 
-        check_tools()
+
+def check_tools(place: Output) -> None:
+    """The same, apart from the series: that of each scan is known when it is read."""
+    if place.meshes:
+        from clseg.spatial import surface
+
+        surface.check_tools()
     if place.dataset:
         from clseg.io.bids import check_dataset
 

@@ -19,7 +19,7 @@ LAYERS = [
     {"volume", "catalogue", "families", "manifest", "recipe", "environment", "progress", "footprint", "stopwatch", "allocator", "data"},
     {"io", "spatial", "weights", "network"},
     {"inference", "measure", "metrics", "radiomics", "report", "phantom", "output", "evaluate", "settings", "results", "review"},
-    {"segmentation", "pipeline", "masks"},
+    {"segmentation", "pipeline", "masks", "batch"},
     {"training"},
     {"cli", "__main__"},
 ]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from clseg.cli.batch import Many, job_of, segment_many
 from clseg.cli.console import Terminal, exit_codes
 from clseg.cli.sources import AllowHttp, Mirror, OtherManifest, sources_of
 from clseg.errors import UsageError
@@ -40,8 +41,8 @@ def amount(text: str) -> int:
 
 def run(
     context: typer.Context,
-    input: Annotated[Path | None, typer.Option("-i", "--input", parser=given_path, metavar="PATH", help="CT: NIfTI, NRRD, MetaImage, or DICOM (folder, zip, multi-frame file).", show_default=False)] = None,
-    output: Annotated[Path | None, typer.Option("-o", "--output", parser=given_path, metavar="PATH", help="Folder for one mask per structure, or x.nii.gz for one label map (x.nrrd, x.seg.nrrd too).", show_default=False)] = None,
+    input: Annotated[Path | None, typer.Option("-i", "--input", parser=given_path, metavar="PATH", help="CT: NIfTI, NRRD, MetaImage, or DICOM (folder, zip, multi-frame file); or many: a folder of them, a quoted pattern, a list (.txt, .csv).", show_default=False)] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", parser=given_path, metavar="PATH", help="Folder for one mask per structure, or x.nii.gz for one label map (x.nrrd, x.seg.nrrd too). Of many scans each gets a folder in it.", show_default=False)] = None,
     roi: Annotated[list[str] | None, typer.Option("-r", "--roi", help="Groups and structures, e.g. chest or liver,spleen; may be repeated. Default: all.", show_default=False)] = None,
     series: Annotated[str | None, typer.Option("--series", help="Number or UID of the DICOM series, where there are several.", show_default=False)] = None,
     multilabel: Annotated[bool, typer.Option("--ml", help="One label map instead of one mask per structure.")] = False,
@@ -67,6 +68,9 @@ def run(
     manifest: OtherManifest = None,
     allow_http: AllowHttp = False,
     overwrite: Annotated[bool, typer.Option("--overwrite/--no-overwrite", help="Replace results that are there already.")] = True,
+    resume: Annotated[bool, typer.Option("--resume", help="Many scans: keep what an earlier run has finished.")] = False,
+    workers: Annotated[int | None, typer.Option("--workers", metavar="N", help="Many scans: in N processes of this machine.", min=1, max=MOST_THREADS, show_default=False)] = None,
+    cluster: Annotated[str | None, typer.Option("--cluster", metavar="ADDRESS", help="Many scans: on the workers of this Dask scheduler, e.g. tcp://host:8786.", show_default=False)] = None,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but errors.")] = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Say more.")] = False,
     profile: Annotated[bool, typer.Option("--profile", help="Show seconds and memory of every stage.")] = False,
@@ -75,6 +79,8 @@ def run(
     """[bold]clseg[/bold]: whole-body CT segmentation that keeps learning (CL-Net, arXiv 2503.12698).
 
     clseg -i ct.nii.gz -o out/ --roi chest --stats
+
+    clseg -i scans/ -o out/ --stats --resume
 
     Not a medical device: for research only, not for diagnosis or treatment.
     """
@@ -99,13 +105,18 @@ def run(
         if fast and (source := context.get_parameter_source("step")) is not None and source.name == "COMMANDLINE":
             raise UsageError("--fast chooses the step, but --step was given too.", tip="Leave out one of them.")
         names = list(roi or ["all"])
-        sources = known(sources_of(mirror, manifest, allow_http), offline)
-        written = {"multilabel": multilabel, "types": output_type, "mesh": mesh or (), "label_tables": label_tables or (), "bids": case_name(input, bids, subject)}
-        place = Output.at(output, **written)
-        check_call(input, place, names, model, device, overwrite, sources)
+        given = sources_of(mirror, manifest, allow_http)
+        sources = known(given, offline)
         options = {"model": model, "device": device, "step": step, "threads": threads, "restore": restore}
         options |= {"fast": fast, "max_memory": max_memory, "confidence_map": save_confidence, "offline": offline, "sources": sources, "series": series}
+        written = {"multilabel": multilabel, "types": output_type, "mesh": mesh or (), "label_tables": label_tables or (), "bids": case_name(input, bids, subject)}
         outputs = {**written, "statistics": stats, "stats_format": stats_format, "radiomics": radiomics, "preview": preview}
+        many = Many(resume, cluster, workers)
+        if (cases := many.cases(input, output, names, model, sources)) is not None:
+            segment_many(cases, job_of(output, names, options, outputs, many, given), many, terminal, overwrite=overwrite, profile=profile)
+            return
+        place = Output.at(output, **written)
+        check_call(input, place, names, model, device, overwrite, sources)
         source = source_of_dicom(input, series, place)
         result = segment_and_save(input, output, names, terminal, options, outputs, source=source)
         report(result, output, terminal)
@@ -150,15 +161,10 @@ def case_name(input: Path, bids: bool, subject: str | None) -> str | None:
 
 
 def source_of_dicom(input: Path, series: str | None, place: Output) -> Any:
-    """The DICOM series that results of such formats refer to, UsageError when there is none; None where no such format is wanted."""
-    from clseg.io.formats import FORMATS
-    from clseg.results import check_possible
+    """The DICOM series that results refer to, where some do; what cannot be written is refused."""
+    from clseg.results import check_possible, find_source
 
-    source = None
-    if any(FORMATS[type].dicom for type in place.types):
-        from clseg.io.dicom.source import source_of
-
-        source = source_of(input, series)
+    source = find_source(place.types, input, series)
     check_possible(place, source)
     return source
 
