@@ -11,6 +11,7 @@ import numpy as np
 
 from clseg.errors import InputError
 from clseg.io.files import existing, read
+from clseg.io.formats import is_confidence
 from clseg.io.labels import read_label_names
 from clseg.metrics import Scores, bootstrap_interval, score
 from clseg.progress import SILENT, Progress
@@ -97,7 +98,8 @@ class MaskSource:
     def at(cls, path: str | os.PathLike[str]) -> MaskSource:
         place = existing(path)
         if place.is_dir():
-            files = {f.name.split(".nii")[0]: f for f in sorted(place.glob("*.nii*")) if not f.name.startswith(".")}
+            found = [f for f in sorted(place.glob("*.nii*")) if not f.name.startswith(".") and not is_confidence(f)]
+            files = {f.name.split(".nii")[0]: f for f in found}
             if len(files) == 1 and (names := read_label_names(next(iter(files.values())))):
                 return cls({}, read(next(iter(files.values()))), {n: i for i, n in names.items()}, place)
             if not files:

@@ -56,6 +56,19 @@ def test_scores_by_hand(tmp_path):
     assert scores["liver"].reference_ml == pytest.approx(0.512)
 
 
+@pytest.mark.parametrize("kind", ["masks", "map"])
+def test_a_map_of_confidence_is_not_scored(tmp_path, kind):
+    """Written beside masks or a label map of both sides, it is neither a structure nor a second mask file."""
+    for side in ("ours", "theirs"):
+        if kind == "masks":
+            folder(tmp_path / side, liver=cube(5))
+        else:
+            label_map(tmp_path / side / "segmentation.nii.gz", {"liver": cube(5)})
+        write_mask(tmp_path / side / "confidence.nii.gz", np.full(SHAPE, 200, np.uint8), GRID)
+    scores = evaluate(tmp_path / "ours", tmp_path / "theirs")
+    assert {name: one.dice for name, one in scores.items()} == {"liver": 1.0}
+
+
 MASKS = {"liver": cube(5), "spleen": cube(12)}
 KINDS = ["folder", "embedded", "beside", "one_in_folder"]
 

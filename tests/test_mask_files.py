@@ -67,6 +67,17 @@ def test_a_folder_holds_a_mask_per_file(tmp_path):
     assert all(found.mask(name).same_grid(grid()) for name in found.names)
 
 
+@pytest.mark.parametrize("name", ["confidence.nii.gz", "segmentation.confidence.nii.gz", "sub-1_desc-clseg_confidence.nii.gz"])
+def test_a_map_of_confidence_is_no_mask(tmp_path, name):
+    """Beside a mask it is left out, and a label map beside it is still the only file: its names are those inside it."""
+    write(tmp_path / "masks" / "liver.nii.gz", cube(0, 0, 0))
+    write(tmp_path / "map" / "segmentation.nii.gz", cube(0, 0, 0), labels={1: ("spleen", (1, 2, 3))})
+    for folder in ("masks", "map"):
+        write(tmp_path / folder / name, np.arange(120, dtype=np.uint8).reshape(SHAPE))
+    assert find_masks(tmp_path / "masks").names == ("liver",)
+    assert find_masks(tmp_path / "map").names == ("spleen",)
+
+
 def test_a_subject_of_totalsegmentators_data_set_keeps_its_masks_in_a_folder(tmp_path):
     """s0001/ct.nii.gz and s0001/segmentations/liver.nii.gz: the CT is no mask."""
     write_volume(tmp_path / "ct.nii.gz", grid())

@@ -18,6 +18,7 @@ import numpy as np
 from clseg.errors import InputError, UsageError
 from clseg.io.dicom.headers import is_dicom
 from clseg.io.files import existing, read
+from clseg.io.formats import is_confidence
 from clseg.io.labels import read_label_names, read_label_table
 from clseg.volume import Volume
 
@@ -101,7 +102,8 @@ def find_masks(
 def _mask_files(place: Path, leave_out: str | os.PathLike[str] | None) -> tuple[Path, list[Path]]:
     """The folder that holds the masks, and its mask files by name."""
     for folder in (place, place / INSIDE):
-        found = [file for file in _listed(folder) if _ending(file) and not (leave_out is not None and _same(file, leave_out))]
+        files = [file for file in _listed(folder) if _ending(file) and not is_confidence(file)]
+        found = [file for file in files if leave_out is None or not _same(file, leave_out)]
         if found:
             return folder, found
     raise InputError(f"There are no masks ({', '.join(ENDINGS)}) in {place}.", tip=DICOM_TIP)
