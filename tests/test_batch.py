@@ -40,6 +40,32 @@ def ends(scans: Path, wanted: Job) -> dict[str, str]:
     return {one.case.name: one.status for one in run(cases_of(scans, wanted.output), wanted)}
 
 
+def test_what_does_not_change_the_result_is_not_asked_for(tmp_path):
+    """With another limit of memory finished cases are kept: it decides in how many passes they are computed; another step is another result."""
+    asked = [Job(tmp_path, settings=Settings(**more)).request(["liver"], {}) for more in ({}, {"max_memory": 10**9, "threads": 3}, {"step": 0.7})]
+    assert asked[0] == asked[1] != asked[2]
+
+
+def test_under_a_limit_of_memory_cases_come_one_after_the_other(scans, tmp_path, monkeypatch):
+    """No scan is read before the last is written, for the limit is that of the whole process."""
+    steps = []
+    for owner, name in ((Segmenter, "open"), (Segmenter, "segment"), (Segmentation, "save")):
+        monkeypatch.setattr(owner, name, noting(steps, getattr(owner, name), name))
+    limited = Job(tmp_path / "out", settings=Settings(model="tiny", threads=1, max_memory=2**40))
+    assert set(ends(scans, limited).values()) == {DONE}
+    assert steps == ["open", "segment", "save"] * 3
+
+
+def noting(steps: list[str], original, name: str):
+    """The same function, which also notes its name."""
+
+    def noted(*given, **more):
+        steps.append(name)
+        return original(*given, **more)
+
+    return noted
+
+
 # ---- an undisturbed run -----------------------------------------------------------------------------------------------
 
 
