@@ -43,7 +43,7 @@ def segment(
     `series` names one of several DICOM series by UID or number.  `roi` are groups,
     structures or synonyms (`chest`, `liver,aorta`).  All else is a field of
     `clseg.Settings`: `model`, `device`, `step`, `fast`, `max_memory`, `threads`,
-    `restore`, `offline`, `sources`.  The result lies on the grid of `image`.
+    `restore`, `confidence_map`, `offline`, `sources`.  The result lies on the grid of `image`.
 
     Raises UsageError for unknown names before anything is read or loaded, InputError
     when the image is not a usable CT, WeightsError when weights are missing.
@@ -53,13 +53,18 @@ def segment(
 
 @dataclass(frozen=True)
 class Opened:
-    """A scan that was read and found usable; `sha256` is that of the file it came from, `stopwatch` has run since."""
+    """A scan that was read and found usable; `sha256` is that of the file it came from, `stopwatch` has run since.
+
+    `source` is the path that it was read from, None for what was given as an image, and
+    `series` the DICOM series that was named.
+    """
 
     source: str | None
     scan: Volume
     checked: CheckedScan
     sha256: str | None
     stopwatch: Stopwatch
+    series: str | None = None
 
 
 class Segmenter:
@@ -95,7 +100,7 @@ class Segmenter:
             checked = check(scan)
             for warning in checked.warnings:
                 self.report.warn(warning)
-        return Opened(str(image) if _is_path(image) else None, scan, checked, digest, stopwatch)
+        return Opened(str(image) if _is_path(image) else None, scan, checked, digest, stopwatch, series)
 
     def segment(self, opened: Opened) -> Segmentation:
         """Find the wanted structures."""
@@ -113,7 +118,9 @@ class Segmenter:
         if sure is not None and straight is not given:
             sure = FULL - from_orthonormal(FULL - sure, straight, given)  # 255 beyond, not 0
         facts = self._facts(opened)
-        return Segmentation(given, tuple(arrays), self.wanted, frozenset(unreachable), facts, stopwatch, certainties=confidence.certainties, confidence_map=sure)
+        read_from = None if opened.source is None else (opened.source, opened.series)
+        known = {"certainties": confidence.certainties, "confidence_map": sure, "read_from": read_from}
+        return Segmentation(given, tuple(arrays), self.wanted, frozenset(unreachable), facts, stopwatch, **known)
 
     @property
     def weights(self) -> dict[str, str]:

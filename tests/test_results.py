@@ -17,7 +17,7 @@ from clseg.errors import OutputError, UsageError
 from clseg.io.files import read
 from clseg.io.labels import read_label_names
 from clseg.output import Output
-from clseg.results import bytes_needed
+from clseg.results import bytes_needed, check_tools
 from clseg.segmentation import Segmentation
 from clseg.spatial.surface import tools_are_there
 from tests.test_segmentation import BODY, LIVER, TUMOUR, files_in, segmentation
@@ -124,6 +124,18 @@ def test_dicom_results_need_a_dicom_series(tmp_path):
     assert files_in(tmp_path) == before
 
 
+@pytest.mark.parametrize("type", ["dicom_seg", "dicom_labelmap"])
+def test_a_missing_highdicom_is_told_before_anything_is_removed(tmp_path, monkeypatch, type):
+    """Also before a scan is segmented, for it is asked with the same function; structure sets do without it."""
+    segmentation().save(tmp_path)
+    before = files_in(tmp_path)
+    monkeypatch.setitem(sys.modules, "highdicom", None)
+    with pytest.raises(OutputError, match="needs highdicom"):
+        replace(segmentation(), source="the series").save(tmp_path, types=type)
+    assert files_in(tmp_path) == before
+    check_tools(Output.at(tmp_path, types="dicom_rtstruct"))
+
+
 @pytest.mark.parametrize(("type", "name", "kind"), [("dicom_seg", "segmentation.seg.dcm", "binary"), ("dicom_labelmap", "segmentation.labelmap.dcm", "labelmap"), ("dicom_rtstruct", "segmentation.rtstruct.dcm", None)])
 def test_dicom_writers_get_file_segments_and_source(tmp_path, monkeypatch, type, name, kind):
     """Of a series the writer is called with all it needs; one that has nothing to write leaves no file, not even the old one."""
@@ -137,6 +149,7 @@ def test_dicom_writers_get_file_segments_and_source(tmp_path, monkeypatch, type,
     for module, function in (("seg", "write_seg"), ("rtstruct", "write_rtstruct")):
         stand_in = ModuleType(f"clseg.io.dicom.{module}")
         setattr(stand_in, function, write)
+        stand_in.check_tools = lambda: None
         monkeypatch.setitem(sys.modules, stand_in.__name__, stand_in)
     found = replace(segmentation(), source="the series")
     found.save(tmp_path, types=type)

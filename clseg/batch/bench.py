@@ -13,7 +13,6 @@ from clseg.batch.done import digest_of, is_complete, sweep
 from clseg.batch.job import DONE, KEPT, Job, Outcome, failure
 from clseg.pipeline import Segmenter
 from clseg.progress import SILENT, Advance, Progress
-from clseg.results import find_source
 
 if TYPE_CHECKING:
     from clseg.pipeline import Opened
@@ -88,8 +87,7 @@ class Bench:
             with self._on(one):
                 folder = self.job.folder(one.case)
                 sweep(folder, below=True)
-                source = find_source(self.job.place(one.case).types, one.case.path, self.job.series)
-                replace(one.result, source=source).save(folder, **self.job.outputs)
+                one.result.save(folder, **self.job.outputs)
                 one.outcome = Outcome(one.case, DONE, _sentence(one.result))
         one.result = None
         return one.ended()
