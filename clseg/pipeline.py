@@ -16,7 +16,7 @@ from clseg.catalogue import Catalogue
 from clseg.io.check import CheckedScan, check
 from clseg.io.convert import to_volume
 from clseg.io.files import read, sha256_of
-from clseg.io.finding import NOTE, Finding
+from clseg.io.finding import told
 from clseg.progress import SILENT, Progress
 from clseg.segmentation import Segmentation
 from clseg.settings import Settings
@@ -115,6 +115,8 @@ class Segmenter:
         layers, unreachable = infer(straight, parts, task)
         arrays = [ids if straight is given else from_orthonormal(ids, straight, given) for ids in layers]
         sure = confidence.map
+        if sure is None and self.settings.confidence_map:  # nobody was asked
+            sure = np.full(straight.shape, FULL, np.uint8, order="F")
         if sure is not None and straight is not given:
             sure = FULL - from_orthonormal(FULL - sure, straight, given)  # 255 beyond, not 0
         facts = self._facts(opened)
@@ -185,13 +187,8 @@ def _read(image: Image, series: str | None, report: Progress) -> tuple[Volume, s
     """The scan and the sha256 of the file that it came from."""
     if not _is_path(image):
         return to_volume(image), None
-    volume = read(image, series=series, found=lambda finding: _tell(report, finding))
+    volume = read(image, series=series, found=told(report))
     return volume, sha256_of(image) if Path(image).is_file() else None
-
-
-def _tell(report: Progress, finding: Finding) -> None:
-    say = report.note if finding.level == NOTE else report.warn
-    say(f"{finding.text} {finding.mend}".strip())
 
 
 def _device(wanted: str, threads: int) -> str:

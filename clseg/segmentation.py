@@ -111,12 +111,7 @@ class Segmentation:
     @cached_property
     def _review(self) -> dict[str, Review]:
         several = [a for a in self.present if a.single_component and (self._statistics[a.name].components or 0) > 1]
-        return review(self._statistics, self.wanted, self.certainties, apart={a.name: scattered(self._cut(a)) for a in several})
-
-    def _cut(self, anatomy: Anatomy) -> np.ndarray:
-        """The mask of a structure in its box, or whole where several layers hold it."""
-        holding = list(self.segments.pieces(anatomy))
-        return np.ascontiguousarray(holding[0][0][holding[0][1]] == anatomy.id) if len(holding) == 1 else self.mask(anatomy.name)
+        return review(self._statistics, self.wanted, self.certainties, apart={a.name: scattered(self.segments.cut(a)[0]) for a in several})
 
     def save(
         self,
@@ -182,12 +177,11 @@ class Segmentation:
         return files
 
     def _features(self, anatomy: Anatomy) -> Features:
-        """Radiomics of one structure, straight from the only layer that holds it."""
-        holding = list(self.segments.pieces(anatomy))
-        if len(holding) == 1:
-            layer, box = holding[0]
-            return features(layer[box] == anatomy.id, Volume(self.scan.array[box], self.scan.affine))
-        return features(self.segments.mask(anatomy), self.scan)
+        """Radiomics of one structure, which do not depend on where in the patient it lies; all None for one that was not found."""
+        if anatomy not in self.present:
+            return features(np.zeros(self.scan.shape, bool), self.scan)
+        mask, box = self.segments.cut(anatomy)
+        return features(mask, Volume(self.scan.array[box], self.scan.affine))
 
     def _save_confidence(self, place: Output) -> list[Path]:
         if self.confidence_map is None:

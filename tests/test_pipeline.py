@@ -528,3 +528,17 @@ def test_dicom_results_refer_to_the_series_that_was_segmented(tiny, scan, tmp_pa
     assert study.RTReferencedSeriesSequence[0].SeriesInstanceUID == f"{ROOT}.2"
     with pytest.raises(UsageError, match="needs a DICOM series"):
         segment(scan, model="tiny").save(tmp_path / "other", types="dicom_rtstruct")
+
+
+def test_a_map_of_confidence_that_was_asked_for_is_there(tiny, scan, tmp_path, monkeypatch):
+    """Also where no decoder was in range: 255 everywhere, as where nothing was computed."""
+    import nibabel as nib
+
+    from clseg.inference import infer
+
+    monkeypatch.setattr(infer, "extents", lambda network, slices, scores: dict.fromkeys(network.decoders))
+    result = segment(scan, model="tiny", confidence_map=True)
+    assert result.present == ()
+    result.save(tmp_path)
+    written = np.asanyarray(nib.load(tmp_path / "confidence.nii.gz").dataobj)
+    assert (written.shape, np.unique(written).tolist()) == (scan.shape, [255])
