@@ -35,6 +35,10 @@ def check_tools(place: Output) -> None:
         from clseg.spatial import surface
 
         surface.check_tools()
+    if {"dicom_seg", "dicom_labelmap"}.intersection(place.types):
+        from clseg.io.dicom.seg import check_highdicom
+
+        check_highdicom()
     if place.dataset:
         from clseg.io.bids import check_dataset
 
