@@ -145,7 +145,8 @@ class Segmenter:
                 files = self.fetch()
                 with self.report.stage("Loading weights"):
                     self._parts = self._load(files)
-            self.report.detail(f"{len(self._parts.answering)} decoders on {self._device}")
+            count = len(self._parts.answering)
+            self.report.detail(f"{count} decoder{'s' * (count != 1)} on {self._device}")
         return self._parts
 
     def _load(self, files: dict[str, Path]) -> Parts:

@@ -32,7 +32,7 @@ def check_possible(place: Output, source: Source = None) -> None:
 def check_tools(place: Output) -> None:
     """The same, apart from the series: that of each scan is known when it is read."""
     if any(FORMATS[type].highdicom for type in place.types):
-        from clseg.io.dicom.seg import check_tools as check_highdicom
+        from clseg.io.dicom.seg import check_highdicom
 
         check_highdicom()
     if place.meshes:

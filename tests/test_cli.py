@@ -88,6 +88,14 @@ def test_help_names_every_option_and_the_warning(flag):
     assert "Not a medical device" in result.stdout
 
 
+def test_help_is_in_groups():
+    """What belongs together stands together, in the order in which one needs it; no option takes a Python type."""
+    shown = call("--help").stdout
+    groups = ["Options", "Results", "Statistics", "Many scans", "Computing", "Where weights come from", "Commands", "Teach it new organs"]
+    assert re.findall(r"^╭─ (.+?) ─", shown, re.MULTILINE) == groups
+    assert "list[str]" not in shown
+
+
 @pytest.mark.parametrize("words", [["--help"], ["--version"], ["rois", "--help"], ["evaluate", "--help"], ["train", "--help"]])
 def test_help_and_version_load_nothing_heavy(words):
     """Neither torch nor numpy's friends are imported, so they answer at once."""

@@ -14,7 +14,8 @@ from clseg.progress import SILENT, Progress
 def run_here(cases: Sequence[Case], job: Job, report: Progress = SILENT) -> Iterator[Outcome]:
     """The outcomes in the order of the cases.
 
-    Never more than three scans are in memory, and one where `max_memory` is set: the limit is the process's.  When it is closed or interrupted, the scan that is being written is
+    Never more than three scans are in memory; with a limit of memory, which is planned for one scan, never more than one.
+    When it is closed or interrupted, the scan that is being written is
     finished first.  Raises what no case can do without, see `Bench`.
     """
     bench = Bench(job, report)

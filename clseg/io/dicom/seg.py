@@ -64,11 +64,11 @@ def check_seg(source: SourceSeries | None) -> None:
     """Raises UsageError without a source and OutputError without highdicom."""
     if source is None:
         raise UsageError("A DICOM segmentation refers to the DICOM series of its scan, but this scan is none.", tip="Give the DICOM series, or choose another type of results.")
-    check_tools()
+    check_highdicom()
 
 
-def check_tools() -> None:
-    """OutputError when highdicom is not installed, which can be known before a scan is segmented."""
+def check_highdicom() -> None:
+    """OutputError without highdicom, which can be known before a scan is segmented."""
     try:
         import highdicom  # noqa: F401
     except ImportError as error:
