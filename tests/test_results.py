@@ -137,6 +137,7 @@ def test_dicom_writers_get_file_segments_and_source(tmp_path, monkeypatch, type,
     for module, function in (("seg", "write_seg"), ("rtstruct", "write_rtstruct")):
         stand_in = ModuleType(f"clseg.io.dicom.{module}")
         setattr(stand_in, function, write)
+        stand_in.check_highdicom = lambda: None
         monkeypatch.setitem(sys.modules, stand_in.__name__, stand_in)
     found = replace(segmentation(), source="the series")
     found.save(tmp_path, types=type)
