@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from clseg.errors import InputError
-from clseg.io.files import existing, read
-from clseg.io.labels import read_label_names
+from clseg.io.files import existing
+from clseg.io.mask_files import Masks, find_masks
 from clseg.metrics import Scores, bootstrap_interval, score
 from clseg.progress import SILENT, Progress
 from clseg.volume import Volume
@@ -28,8 +28,8 @@ def evaluate(
 ) -> dict[str, Scores]:
     """Scores of every structure of the reference that the prediction was asked for, in the reference's order.
 
-    Each side is a folder of `<structure>.nii.gz` masks or one label map with
-    embedded names or a `.labels.json`/`labels.json` beside it.  A label map names
+    Each side is a folder of masks called like their structures, one label map with
+    embedded names or a `.labels.json`/`labels.json` beside it, or a `.seg.nrrd`.  A label map names
     what it was asked for, and so does the `run.json` of a folder; a structure that
     was asked for and has no mask counts as predicted empty.  A folder without
     run.json may have been asked for anything.  `report` is told which structures of
@@ -82,12 +82,12 @@ def evaluate_cases(table: str | os.PathLike[str], *, report: Progress = SILENT) 
 
 
 class MaskSource:
-    """Masks by structure name, read when asked for: a folder of masks or one label map."""
+    """Masks by structure name, read when asked for; `names` are those that there are masks of."""
 
-    def __init__(self, files: Mapping[str, Path], labels: Volume | None, ids: Mapping[str, int], path: Path) -> None:
-        self.names = tuple(files) or tuple(ids)
-        self._files, self._labels, self._ids = files, labels, ids
-        self._asked = frozenset(ids) if labels is not None else _asked(path)
+    def __init__(self, masks: Masks) -> None:
+        self.names = tuple(name for name in masks.names if name not in masks.empty)
+        self._masks = masks
+        self._asked = frozenset(masks.names) if masks.maps else _asked(masks.path)
 
     def asked_for(self, name: str) -> bool:
         """Whether this source says something about the structure, be it that there is none."""
@@ -95,27 +95,15 @@ class MaskSource:
 
     @classmethod
     def at(cls, path: str | os.PathLike[str]) -> MaskSource:
-        place = existing(path)
-        if place.is_dir():
-            files = {f.name.split(".nii")[0]: f for f in sorted(place.glob("*.nii*")) if not f.name.startswith(".")}
-            if len(files) == 1 and (names := read_label_names(next(iter(files.values())))):
-                return cls({}, read(next(iter(files.values()))), {n: i for i, n in names.items()}, place)
-            if not files:
-                raise InputError(f"There are no .nii.gz masks in {place}.")
-            return cls(files, None, {}, place)
-        names = read_label_names(place)
-        if not names:
-            raise InputError(
-                f"{place} holds no label names.", tip="Put a .labels.json (name: id) beside it, or give a folder of masks."
-            )
-        return cls({}, read(place), {n: i for i, n in names.items()}, place)
+        """The masks in a folder or a label map, see `clseg.io.mask_files.find_masks`."""
+        return cls(find_masks(path))
 
     def mask(self, name: str) -> Volume:
         """The boolean mask of one structure."""
-        if self._labels is not None:
-            return self._labels.like(self._labels.array == self._ids[name])
-        volume = read(self._files[name])
-        return volume.like(volume.array > 0)
+        for one in self._masks.maps:
+            if name in one.ids:
+                return one.volume.like(one.volume.array == one.ids[name])
+        return self._masks.mask(name)
 
 
 def _asked(folder: Path) -> frozenset[str] | None:

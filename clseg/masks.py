@@ -18,7 +18,7 @@ from clseg.errors import InputError
 from clseg.io.check import check
 from clseg.io.convert import to_volume
 from clseg.io.files import read
-from clseg.io.finding import NOTE, Finding
+from clseg.io.finding import told
 from clseg.io.mask_files import LabelMap, Masks, find_masks
 from clseg.measure import without_values
 from clseg.progress import SILENT, Progress
@@ -117,7 +117,7 @@ def _called(found: Masks) -> dict[str, str]:
 def _scan(ct: Any, series: str | None, report: Progress) -> Volume:
     """The CT as `segment` would measure it; what it would refuse is measured as it is, with a warning."""
     with report.stage("Reading the CT"):
-        scan = read(ct, series=series, found=lambda finding: _tell(report, finding)) if isinstance(ct, (str, os.PathLike)) else to_volume(ct)
+        scan = read(ct, series=series, found=told(report)) if isinstance(ct, (str, os.PathLike)) else to_volume(ct)
     try:
         checked = check(scan)
     except InputError as error:
@@ -127,11 +127,6 @@ def _scan(ct: Any, series: str | None, report: Progress) -> Volume:
         if finding.topic == "values":
             report.warn(finding.text)
     return checked.volume
-
-
-def _tell(report: Progress, finding: Finding) -> None:
-    say = report.note if finding.level == NOTE else report.warn
-    say(f"{finding.text} {finding.mend}".strip())
 
 
 def _layer(

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clseg.errors import UsageError
-from clseg.io.formats import FILE_NAMES, FORMATS, LABEL_TABLES, MESHES, chosen
+from clseg.io.formats import CONFIDENCE, FILE_NAMES, FORMATS, LABEL_TABLES, MESHES, chosen
 
 OTHERS = (".mha", ".mhd", ".dcm", ".gz", ".bz2", ".zip", ".png", ".json", ".csv", ".npy", ".npz", ".stl", ".obj", ".ply")  # no folder is called so
 STATISTICS = ("statistics.json", "statistics.csv", "radiomics.csv")
-REPORTS = (*STATISTICS, "confidence.nii.gz", "preview.png", "run.json")
+REPORTS = (*STATISTICS, CONFIDENCE, "preview.png", "run.json")
 
 
 @dataclass(frozen=True)

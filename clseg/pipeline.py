@@ -16,7 +16,7 @@ from clseg.catalogue import Catalogue
 from clseg.io.check import CheckedScan, check
 from clseg.io.convert import to_volume
 from clseg.io.files import read, sha256_of
-from clseg.io.finding import NOTE, Finding
+from clseg.io.finding import told
 from clseg.progress import SILENT, Progress
 from clseg.segmentation import Segmentation
 from clseg.settings import Settings
@@ -43,7 +43,7 @@ def segment(
     `series` names one of several DICOM series by UID or number.  `roi` are groups,
     structures or synonyms (`chest`, `liver,aorta`).  All else is a field of
     `clseg.Settings`: `model`, `device`, `step`, `fast`, `max_memory`, `threads`,
-    `restore`, `offline`, `sources`.  The result lies on the grid of `image`.
+    `restore`, `confidence_map`, `offline`, `sources`.  The result lies on the grid of `image`.
 
     Raises UsageError for unknown names before anything is read or loaded, InputError
     when the image is not a usable CT, WeightsError when weights are missing.
@@ -53,13 +53,18 @@ def segment(
 
 @dataclass(frozen=True)
 class Opened:
-    """A scan that was read and found usable; `sha256` is that of the file it came from, `stopwatch` has run since."""
+    """A scan that was read and found usable; `sha256` is that of the file it came from, `stopwatch` has run since.
+
+    `source` is the path that it was read from, None for what was given as an image, and
+    `series` the DICOM series that was named.
+    """
 
     source: str | None
     scan: Volume
     checked: CheckedScan
     sha256: str | None
     stopwatch: Stopwatch
+    series: str | None = None
 
 
 class Segmenter:
@@ -95,7 +100,7 @@ class Segmenter:
             checked = check(scan)
             for warning in checked.warnings:
                 self.report.warn(warning)
-        return Opened(str(image) if _is_path(image) else None, scan, checked, digest, stopwatch)
+        return Opened(str(image) if _is_path(image) else None, scan, checked, digest, stopwatch, series)
 
     def segment(self, opened: Opened) -> Segmentation:
         """Find the wanted structures."""
@@ -110,10 +115,14 @@ class Segmenter:
         layers, unreachable = infer(straight, parts, task)
         arrays = [ids if straight is given else from_orthonormal(ids, straight, given) for ids in layers]
         sure = confidence.map
+        if sure is None and self.settings.confidence_map:  # nobody was asked
+            sure = np.full(straight.shape, FULL, np.uint8, order="F")
         if sure is not None and straight is not given:
             sure = FULL - from_orthonormal(FULL - sure, straight, given)  # 255 beyond, not 0
         facts = self._facts(opened)
-        return Segmentation(given, tuple(arrays), self.wanted, frozenset(unreachable), facts, stopwatch, certainties=confidence.certainties, confidence_map=sure)
+        read_from = None if opened.source is None else (opened.source, opened.series)
+        known = {"certainties": confidence.certainties, "confidence_map": sure, "read_from": read_from}
+        return Segmentation(given, tuple(arrays), self.wanted, frozenset(unreachable), facts, stopwatch, **known)
 
     @property
     def weights(self) -> dict[str, str]:
@@ -136,7 +145,8 @@ class Segmenter:
                 files = self.fetch()
                 with self.report.stage("Loading weights"):
                     self._parts = self._load(files)
-            self.report.detail(f"{len(self._parts.answering)} decoders on {self._device}")
+            count = len(self._parts.answering)
+            self.report.detail(f"{count} decoder{'s' * (count != 1)} on {self._device}")
         return self._parts
 
     def _load(self, files: dict[str, Path]) -> Parts:
@@ -178,13 +188,8 @@ def _read(image: Image, series: str | None, report: Progress) -> tuple[Volume, s
     """The scan and the sha256 of the file that it came from."""
     if not _is_path(image):
         return to_volume(image), None
-    volume = read(image, series=series, found=lambda finding: _tell(report, finding))
+    volume = read(image, series=series, found=told(report))
     return volume, sha256_of(image) if Path(image).is_file() else None
-
-
-def _tell(report: Progress, finding: Finding) -> None:
-    say = report.note if finding.level == NOTE else report.warn
-    say(f"{finding.text} {finding.mend}".strip())
 
 
 def _device(wanted: str, threads: int) -> str:

@@ -7,14 +7,14 @@ from contextlib import suppress
 from pathlib import Path
 
 from clseg.errors import OutputError
-from clseg.io.files import prepare_folder, write_json
+from clseg.io.files import AnyPath, prepare_folder, write_json
 from clseg.io.formats import FORMATS, Source
 from clseg.io.formats.writers import check_source, write_one, write_whole
 from clseg.io.segments import Segments
 from clseg.output import Output
 
 
-def find_source(types: Iterable[str], path: Path, series: str | None = None) -> Source:
+def find_source(types: Iterable[str], path: AnyPath, series: str | None = None) -> Source:
     """The DICOM series at `path`, where one of the formats refers to it; None where none does, or it is no DICOM."""
     if not any(FORMATS[type].dicom for type in types):
         return None
@@ -31,6 +31,10 @@ def check_possible(place: Output, source: Source = None) -> None:
 
 def check_tools(place: Output) -> None:
     """The same, apart from the series: that of each scan is known when it is read."""
+    if any(FORMATS[type].highdicom for type in place.types):
+        from clseg.io.dicom.seg import check_highdicom
+
+        check_highdicom()
     if place.meshes:
         from clseg.spatial import surface
 

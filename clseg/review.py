@@ -112,7 +112,7 @@ def scattered(mask: np.ndarray) -> float:
     """The share of a mask (i, j, k) that does not belong to its largest 26-connected piece, 0 for an empty one."""
     import cc3d
 
-    sizes = np.bincount(cc3d.connected_components(mask.view(np.uint8), connectivity=26).ravel())[1:]
+    sizes = np.bincount(cc3d.connected_components(np.ascontiguousarray(mask).view(np.uint8), connectivity=26).ravel())[1:]
     return 1 - float(sizes.max() / sizes.sum()) if sizes.size else 0.0
 
 

@@ -22,7 +22,7 @@ from clseg.measure import FamilyStatistics, Statistics, measure, measure_familie
 from clseg.output import Output
 from clseg.radiomics import Features, features
 from clseg.report.statistics import CLSEG, Measured, check_format, save_statistics
-from clseg.results import bytes_needed, check_possible, remove, write_results
+from clseg.results import bytes_needed, check_possible, find_source, remove, write_results
 from clseg.review import Certainty, Review, review, scattered
 from clseg.stopwatch import Stopwatch
 from clseg.volume import Volume
@@ -35,8 +35,9 @@ class Segmentation:
     `scan` is the CT as it was read.  `layers` are uint16 label maps of catalogue ids
     on its grid: a structure and its parts (body, skeleton, mandible) overlap, so they
     lie on different layers, parts later.  `wanted` is what was asked for;
-    `out_of_range` are those that no slice of the scan can show.  `source` is the DICOM
-    series of the scan, which DICOM results refer to; None for other scans.
+    `out_of_range` are those that no slice of the scan can show.  DICOM results refer to
+    `source`, the DICOM series of the scan; where it is None, to that in `read_from`, the
+    path of the scan and the series that was named.
     `certainties` say how sure the network was, by structure; `confidence_map` is uint8
     on the scan's grid, the probability × 255 of what was painted, where
     `Settings.confidence_map` asked for it.
@@ -51,6 +52,7 @@ class Segmentation:
     source: Source = None
     certainties: Mapping[str, Certainty] = field(default_factory=dict)
     confidence_map: np.ndarray | None = None
+    read_from: tuple[str, str | None] | None = None
 
     @property
     def names(self) -> dict[str, int]:
@@ -104,13 +106,12 @@ class Segmentation:
 
     def review(self) -> dict[str, Review]:
         """How sure the network was of every wanted structure, and whether somebody should look at it; see `clseg.review`."""
-        several = [a for a in self.present if a.single_component and (self._statistics[a.name].components or 0) > 1]
-        return review(self._statistics, self.wanted, self.certainties, apart={a.name: scattered(self._cut(a)) for a in several})
+        return dict(self._review)
 
-    def _cut(self, anatomy: Anatomy) -> np.ndarray:
-        """The mask of a structure in its box, or whole where several layers hold it."""
-        holding = list(self.segments.pieces(anatomy))
-        return np.ascontiguousarray(holding[0][0][holding[0][1]] == anatomy.id) if len(holding) == 1 else self.mask(anatomy.name)
+    @cached_property
+    def _review(self) -> dict[str, Review]:
+        several = [a for a in self.present if a.single_component and (self._statistics[a.name].components or 0) > 1]
+        return review(self._statistics, self.wanted, self.certainties, apart={a.name: scattered(self.segments.cut(a)[0]) for a in several})
 
     def save(
         self,
@@ -143,13 +144,14 @@ class Segmentation:
         """
         check_format(stats_format)
         place = Output.at(Path(output), multilabel, types=types, mesh=mesh, label_tables=label_tables, bids=bids)
-        check_possible(place, self.source)
+        source = self.source or (find_source(place.types, *self.read_from) if self.read_from else None)
+        check_possible(place, source)
         watch = Stopwatch(list(self.stopwatch.laps))
         run, stale = place.beside("run.json"), place.stale(list(self.names))
         with watch.lap("write"):
             check_writable(prepare_folder(place.folder), bytes_needed(self.segments, place) + (0 if self.confidence_map is None else self.scan.array.size // 4))
             remove([run, *stale])  # run.json first: where it stands, the results beside it are complete
-            files = write_results(self.segments, place, self.source) + self._save_confidence(place)
+            files = write_results(self.segments, place, source) + self._save_confidence(place)
         if statistics:
             with watch.lap("statistics"):
                 files += save_statistics(place, self.measured(radiomics=radiomics), format=stats_format)
@@ -175,12 +177,11 @@ class Segmentation:
         return files
 
     def _features(self, anatomy: Anatomy) -> Features:
-        """Radiomics of one structure, straight from the only layer that holds it."""
-        holding = list(self.segments.pieces(anatomy))
-        if len(holding) == 1:
-            layer, box = holding[0]
-            return features(layer[box] == anatomy.id, Volume(self.scan.array[box], self.scan.affine))
-        return features(self.segments.mask(anatomy), self.scan)
+        """Radiomics of one structure, which do not depend on where in the patient it lies; all None for one that was not found."""
+        if anatomy not in self.present:
+            return features(np.zeros(self.scan.shape, bool), self.scan)
+        mask, box = self.segments.cut(anatomy)
+        return features(mask, Volume(self.scan.array[box], self.scan.affine))
 
     def _save_confidence(self, place: Output) -> list[Path]:
         if self.confidence_map is None:

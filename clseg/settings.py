@@ -22,8 +22,9 @@ class Settings:
     may hold at once, peak resident set size (None: as many as it likes); a run that
     cannot do with them is refused before anything is computed.
     `restore` brings labels back to the scan with `smooth` borders or by `nearest`
-    neighbour.  `confidence_map` keeps how sure the decoders are, voxel by voxel.  `offline` opens no socket; `sources` says where weights come from (a
-    mirror, another manifest).
+    neighbour.  `confidence_map` keeps how sure the decoders are, voxel by voxel.
+    `offline` opens no socket; `sources` says where weights come from (a mirror,
+    another manifest).
 
     Raises UsageError for what cannot be meant.
     """

@@ -40,6 +40,32 @@ def ends(scans: Path, wanted: Job) -> dict[str, str]:
     return {one.case.name: one.status for one in run(cases_of(scans, wanted.output), wanted)}
 
 
+def test_what_does_not_change_the_result_is_not_asked_for(tmp_path):
+    """With another limit of memory finished cases are kept: it decides in how many passes they are computed; another step is another result."""
+    asked = [Job(tmp_path, settings=Settings(**more)).request(["liver"], {}) for more in ({}, {"max_memory": 10**9, "threads": 3}, {"step": 0.7})]
+    assert asked[0] == asked[1] != asked[2]
+
+
+def test_under_a_limit_of_memory_cases_come_one_after_the_other(scans, tmp_path, monkeypatch):
+    """No scan is read before the last is written, for the limit is that of the whole process."""
+    steps = []
+    for owner, name in ((Segmenter, "open"), (Segmenter, "segment"), (Segmentation, "save")):
+        monkeypatch.setattr(owner, name, noting(steps, getattr(owner, name), name))
+    limited = Job(tmp_path / "out", settings=Settings(model="tiny", threads=1, max_memory=2**40))
+    assert set(ends(scans, limited).values()) == {DONE}
+    assert steps == ["open", "segment", "save"] * 3
+
+
+def noting(steps: list[str], original, name: str):
+    """The same function, which also notes its name."""
+
+    def noted(*given, **more):
+        steps.append(name)
+        return original(*given, **more)
+
+    return noted
+
+
 # ---- an undisturbed run -----------------------------------------------------------------------------------------------
 
 
@@ -157,6 +183,27 @@ def test_an_error_in_any_step_ends_its_case_alone(scans, tmp_path, monkeypatch, 
     assert outcomes[1].tip
 
 
+def test_with_a_limit_of_memory_there_is_one_scan_at_a_time(scans, tmp_path, monkeypatch):
+    """The plan is made for one scan: the next is not read before the last is written, and the outcome is the same."""
+    steps = []
+    for name in ("open", "segment"):
+        done = getattr(Segmenter, name)
+        monkeypatch.setattr(Segmenter, name, lambda *a, _name=name, _done=done, **k: (steps.append(_name), _done(*a, **k))[1])
+    save = Segmentation.save
+    monkeypatch.setattr(Segmentation, "save", lambda *a, **k: (steps.append("save"), save(*a, **k))[1])
+    limited = Job(tmp_path / "out", settings=Settings(model="tiny", threads=1, max_memory=1 << 40))
+    assert ends(scans, limited) == {"s00": DONE, "s01": DONE, "s02": DONE}
+    assert steps == ["open", "segment", "save"] * 3
+
+
+def test_what_cannot_be_written_is_told_before_it_is_computed(scans, tmp_path, monkeypatch):
+    """DICOM results of scans that are no DICOM: every case fails, and none is segmented."""
+    monkeypatch.setattr(Segmenter, "segment", lambda *a, **k: pytest.fail("it was segmented"))
+    wanted = job(tmp_path / "out", outputs={"types": ("dicom_rtstruct",)})
+    outcomes = run(cases_of(scans, wanted.output), wanted)
+    assert [(one.status, "DICOM" in one.error) for one in outcomes] == [(FAILED, True)] * 3
+
+
 def test_what_no_case_can_do_without_ends_the_batch(scans, tmp_path, own_home, monkeypatch):
     """Unknown names, missing weights and devices: at once, instead of as many failures as scans."""
     cases = cases_of(scans, tmp_path / "out")
@@ -207,9 +254,9 @@ def test_resumed_what_is_complete_is_kept_and_the_summaries_cover_all(scans, tmp
 
 
 def test_where_it_is_computed_makes_no_other_request(scans, tmp_path):
-    """Threads, device and --offline are free to change between runs."""
+    """Threads, device, --offline and --max-memory are free to change between runs."""
     ends(scans, job(tmp_path / "out"))
-    elsewhere = Settings(model="tiny", threads=2, device="cpu", offline=True)
+    elsewhere = Settings(model="tiny", threads=2, device="cpu", offline=True, max_memory=1 << 40)
     assert set(ends(scans, Job(tmp_path / "out", settings=elsewhere, outputs={"statistics": True}, resume=True)).values()) == {KEPT}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import clseg
 from clseg.catalogue import Catalogue
 from clseg.errors import UsageError
 from clseg.io.bids import CaseName, check_dataset, write_dataset, write_sidecars
+from clseg.output import REPORTS
 
 CATALOGUE = Catalogue.builtin()
 
@@ -50,7 +52,8 @@ def test_a_dataset_of_derivatives_says_who_made_it(tmp_path):
     said = json.loads((tmp_path / "dataset_description.json").read_text())
     assert {"Name", "BIDSVersion", "DatasetType", "GeneratedBy"} == set(said)
     assert (said["DatasetType"], said["GeneratedBy"][0]["Name"], said["GeneratedBy"][0]["Version"]) == ("derivative", "clseg", clseg.__version__)
-    assert "*_run.json" in (tmp_path / ".bidsignore").read_text().splitlines()
+    ignored = (tmp_path / ".bidsignore").read_text().splitlines()
+    assert [name for name in REPORTS if not any(fnmatch(f"sub-01_desc-clseg_{name}", pattern) for pattern in ignored)] == []
 
 
 def test_what_is_ignored_may_be_the_users(tmp_path):

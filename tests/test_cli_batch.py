@@ -198,6 +198,20 @@ def test_a_manifest_of_ones_own_goes_to_the_workers_by_its_full_path(scans, tmp_
 # ---- interrupted ------------------------------------------------------------------------------------------------------
 
 
+def test_who_interrupts_is_told_how_it_goes_on(scans, tmp_path, monkeypatch):
+    """Ctrl-C while a scan is segmented: exit code 130, and the way on before the last line."""
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("clseg.batch.bench.Bench.segment", interrupted)
+    result = call(*words(scans, tmp_path / "out"))
+    assert result.exit_code == 130
+    assert result.stderr.splitlines()[-2:] == [
+        "What is finished stays; the same command with --resume goes on from there.",
+        "error: Interrupted; no half-written file is left behind.",
+    ]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one process")

@@ -9,7 +9,7 @@ import pytest
 
 from clseg.errors import ClsegError, InputError, UsageError
 from clseg.evaluate import HEADER, evaluate, evaluate_cases, summarise, to_rows
-from clseg.io.nifti import write_mask
+from clseg.io.nifti import write_mask, write_volume
 from clseg.metrics import Scores
 from clseg.progress import Progress
 from clseg.volume import Volume
@@ -93,6 +93,21 @@ class Told(Progress):
 
     def warn(self, text: str) -> None:
         self.said.append(text)
+
+
+@pytest.mark.parametrize("options", [{"multilabel": True}, {"types": "seg.nrrd"}, {"types": "nrrd"}, {"types": "nifti,seg.nrrd"}])
+def test_a_map_of_confidence_and_other_formats_change_no_score(tmp_path, options):
+    """A saved result with confidence.nii.gz beside it against itself is perfect: 1.0, and not predicted empty."""
+    from clseg.catalogue import Catalogue
+    from clseg.segmentation import Segmentation
+
+    liver = Catalogue.builtin()["liver"]
+    result = Segmentation(GRID, (cube(5).astype(np.uint16) * liver.id,), (liver,))
+    result.save(tmp_path / "ours", **options)
+    write_volume(tmp_path / "ours" / "confidence.nii.gz", GRID.like(np.arange(GRID.array.size, dtype=np.int16).reshape(GRID.shape)))
+    run = json.loads((tmp_path / "ours" / "run.json").read_text())
+    (tmp_path / "ours" / "run.json").write_text(json.dumps({**run, "files": [*run["files"], "confidence.nii.gz"]}))
+    assert evaluate(tmp_path / "ours", folder(tmp_path / "theirs", liver=cube(5)))["liver"].dice == 1.0
 
 
 def test_what_a_run_was_never_asked_for_is_not_scored(tmp_path):

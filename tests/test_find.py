@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
 import zipfile
 from pathlib import Path
@@ -124,6 +125,17 @@ def test_results_of_an_earlier_run_are_no_scans(scans):
     assert "liver" in found(scans)
     with pytest.raises(UsageError, match="is the folder of the scans"):
         found(scans, scans)
+
+
+def test_what_a_run_json_lists_is_no_scan(scans):
+    """Results of an earlier call among the scans, in a folder and beside the scan; a run.json of another program lists nothing."""
+    touch(scans, "a.nii.gz", "x.nii.gz", "done/liver.nii.gz", "done/mine.nii.gz")
+    run = {"versions": {"clseg": "0.1.0"}, "files": ["x.nii.gz"]}
+    (scans / "x.run.json").write_text(json.dumps(run))
+    (scans / "done" / "run.json").write_text(json.dumps({**run, "files": ["liver.nii.gz", "run.json"]}))
+    assert set(found(scans)) == {"a", "mine"}
+    (scans / "x.run.json").write_text(json.dumps({"files": ["x.nii.gz"]}))
+    assert set(found(scans)) == {"a", "mine", "x"}
 
 
 def test_links_are_followed_but_not_in_circles(scans, tmp_path):

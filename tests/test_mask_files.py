@@ -10,7 +10,7 @@ import pytest
 import SimpleITK as sitk
 
 from clseg.errors import InputError, UsageError
-from clseg.io.mask_files import find_masks
+from clseg.io.mask_files import _mask_files, find_masks
 from clseg.io.nifti import write_mask, write_volume
 from clseg.volume import Volume
 from tests.dicom_files import marked, write_series
@@ -67,6 +67,16 @@ def test_a_folder_holds_a_mask_per_file(tmp_path):
     assert all(found.mask(name).same_grid(grid()) for name in found.names)
 
 
+@pytest.mark.parametrize("prefix", ["x.", "sub-1_desc-clseg_"])
+def test_a_map_of_confidence_beside_a_named_result_is_no_mask(tmp_path, prefix):
+    """`-o x.nii.gz` and --bids with --save-confidence: the label map is still the only file, and its names are those inside it."""
+    files = [f"{prefix}confidence.nii.gz", f"{prefix}run.json", "x.nii.gz"]
+    write(tmp_path / "x.nii.gz", cube(0, 0, 0), labels={1: ("spleen", (1, 2, 3))})
+    write(tmp_path / files[0], np.arange(120, dtype=np.uint8).reshape(SHAPE))
+    (tmp_path / files[1]).write_text(json.dumps({"files": files}))
+    assert find_masks(tmp_path).names == ("spleen",)
+
+
 def test_a_subject_of_totalsegmentators_data_set_keeps_its_masks_in_a_folder(tmp_path):
     """s0001/ct.nii.gz and s0001/segmentations/liver.nii.gz: the CT is no mask."""
     write_volume(tmp_path / "ct.nii.gz", grid())
@@ -113,6 +123,44 @@ def test_a_run_of_ours_says_what_was_not_found(tmp_path):
     assert (found.names, found.empty, found.out_of_range) == (("liver", "spleen", "kidney_left"), ("spleen", "kidney_left"), {"kidney_left"})
     (tmp_path / "run.json").write_text("[1]")
     assert find_masks(tmp_path).names == ("liver",)
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        (["liver.nii.gz", "confidence.nii.gz"], ["liver.nii.gz"]),
+        (["liver.nrrd", "liver.nii.gz", "spleen.nii.gz", "segmentation.seg.nrrd"], ["liver.nii.gz", "spleen.nii.gz"]),
+        (["segmentation.nrrd", "segmentation.seg.nrrd", "confidence.nii.gz"], ["segmentation.seg.nrrd"]),
+        (["segmentation.nii.gz", "confidence.nii.gz"], ["segmentation.nii.gz"]),
+    ],
+)
+def test_of_a_run_of_ours_every_result_is_read_once(tmp_path, written, read):
+    """What its run.json lists: no map of confidence, and one of several formats; a mask that somebody put there stays one."""
+    for name in written:
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "run.json").write_text(json.dumps({"files": [*written, "run.json"]}))
+    assert [file.name for file in _mask_files(tmp_path, None)[1]] == read
+    (tmp_path / "mine.nii.gz").write_bytes(b"")
+    assert {file.name for file in _mask_files(tmp_path, None)[1]} == {*read, "mine.nii.gz"}
+
+
+def test_a_map_of_confidence_alone_is_no_mask(tmp_path):
+    """DICOM SEG with --save-confidence: nothing there can be measured, and that is said; a file of somebody else's may be called so."""
+    write(tmp_path / "confidence.nii.gz", cube(0, 0, 0))
+    assert find_masks(tmp_path).names == ("confidence",)
+    (tmp_path / "run.json").write_text(json.dumps({"files": ["segmentation.seg.dcm", "confidence.nii.gz"]}))
+    with pytest.raises(InputError, match="There are no masks"):
+        find_masks(tmp_path)
+
+
+def test_a_run_of_ours_says_which_segments_there_are_none_of(tmp_path):
+    """segmentation.seg.nrrd holds what was found; spleen and kidney_left are known from run.json."""
+    write_itk(tmp_path / "segmentation.seg.nrrd", cube(0, 0, 0), segment(0, "liver", 1))
+    run = {"files": ["segmentation.seg.nrrd"], "empty": ["spleen", "kidney_left"], "out_of_range": ["kidney_left"]}
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    for place in (tmp_path, tmp_path / "segmentation.seg.nrrd"):
+        masks = find_masks(place)
+        assert (masks.names, masks.out_of_range) == (("liver", "spleen", "kidney_left"), {"kidney_left"})
 
 
 def test_a_folder_without_masks_is_refused(tmp_path):

@@ -140,6 +140,15 @@ def test_maps_take_two_bytes_where_the_body_is():
     assert (maps.layers, maps.bytes, maps.written) == (2, 2_000_000, 2_000_000)
 
 
+def test_a_map_of_confidence_is_planned():
+    """A byte per voxel of the model's grid while decoders run and are cleaned, one per voxel of the scan when it is restored and written."""
+    one = house()
+    grid, scan = int(np.prod(one.placement.shape)), one.scan.array.size
+    plain, more = ({stage.name: stage.bytes for stage in replace(one, confidence=wanted).plan(None).stages} for wanted in (False, True))
+    grown = {name: more[name] - plain[name] for name in plain}
+    assert grown == {"prepare": 0, "segment": grid, "clean": grid, "restore": grid + scan, "write": scan}
+
+
 def test_the_plan_can_be_read():
     """What at most, of what is allowed, in how many passes; then stage by stage."""
     first, *rows = house(held=200 << 20).plan(None).lines(4 << 30)
@@ -172,6 +181,12 @@ def test_portions_follow_the_limit():
     assert less.peak <= everything.peak - 50_000
     with pytest.raises(UsageError, match="at least"):
         one.plan(everything.peak - 500_000, 1 << 30)
+
+
+def test_a_map_of_confidence_is_planned_for_imported_networks():
+    """It lies on the scan's grid from the start, when label maps are composed."""
+    plain, more = ({stage.name: stage.bytes for stage in replace(imported(), confidence=wanted).plan(None, 1 << 30).stages} for wanted in (False, True))
+    assert {name: more[name] - plain[name] for name in plain} == {"prepare": 0, "segment": 0, "compose": SCAN.array.size, "write": SCAN.array.size}
 
 
 def test_portions_change_nothing():

@@ -509,6 +509,36 @@ def test_a_dicom_series_gives_the_same_masks(tiny, scan, tmp_path):
     expected, told = masks(segment(scan, model="tiny")), Told()
     result = segment(tmp_path, model="tiny", series="1", report=told)
     assert all(np.array_equal(mask, expected[name]) for name, mask in masks(result).items())
+    assert result.read_from == (str(tmp_path), "1")
     write_series(tmp_path / "b", scan, lambda k, image: delattr(image, "Modality"), series=2)
     segment(tmp_path, model="tiny", series="2", report=told)
     assert any("do not say their modality" in sentence for sentence in told.warnings)
+
+
+def test_dicom_results_refer_to_the_series_that_was_segmented(tiny, scan, tmp_path):
+    """From Python as on the command line: of two series the one that was named; a scan that is no DICOM is refused."""
+    from pydicom import dcmread
+
+    from tests.dicom_files import ROOT, in_study, write_series
+
+    for series in (1, 2):
+        write_series(tmp_path / "scans" / str(series), scan, in_study, series=series)
+    segment(tmp_path / "scans", model="tiny", series="2").save(tmp_path / "out", types="dicom_rtstruct")
+    study = dcmread(tmp_path / "out" / "segmentation.rtstruct.dcm").ReferencedFrameOfReferenceSequence[0].RTReferencedStudySequence[0]
+    assert study.RTReferencedSeriesSequence[0].SeriesInstanceUID == f"{ROOT}.2"
+    with pytest.raises(UsageError, match="needs a DICOM series"):
+        segment(scan, model="tiny").save(tmp_path / "other", types="dicom_rtstruct")
+
+
+def test_a_map_of_confidence_that_was_asked_for_is_there(tiny, scan, tmp_path, monkeypatch):
+    """Also where no decoder was in range: 255 everywhere, as where nothing was computed."""
+    import nibabel as nib
+
+    from clseg.inference import infer
+
+    monkeypatch.setattr(infer, "extents", lambda network, slices, scores: dict.fromkeys(network.decoders))
+    result = segment(scan, model="tiny", confidence_map=True)
+    assert result.present == ()
+    result.save(tmp_path)
+    written = np.asanyarray(nib.load(tmp_path / "confidence.nii.gz").dataobj)
+    assert (written.shape, np.unique(written).tolist()) == (scan.shape, [255])

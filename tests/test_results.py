@@ -17,7 +17,7 @@ from clseg.errors import OutputError, UsageError
 from clseg.io.files import read
 from clseg.io.labels import read_label_names
 from clseg.output import Output
-from clseg.results import bytes_needed
+from clseg.results import bytes_needed, check_tools
 from clseg.segmentation import Segmentation
 from clseg.spatial.surface import tools_are_there
 from tests.test_segmentation import BODY, LIVER, TUMOUR, files_in, segmentation
@@ -137,6 +137,7 @@ def test_dicom_writers_get_file_segments_and_source(tmp_path, monkeypatch, type,
     for module, function in (("seg", "write_seg"), ("rtstruct", "write_rtstruct")):
         stand_in = ModuleType(f"clseg.io.dicom.{module}")
         setattr(stand_in, function, write)
+        stand_in.check_highdicom = lambda: None
         monkeypatch.setitem(sys.modules, stand_in.__name__, stand_in)
     found = replace(segmentation(), source="the series")
     found.save(tmp_path, types=type)
@@ -200,3 +201,11 @@ def test_a_real_ct_keeps_its_place_in_every_format(shared, tmp_path, case):
     np.testing.assert_array_equal(both[..., 1] == LIVER.id, found.mask("liver"))
     np.testing.assert_array_equal(both[..., 0] == BODY.id, found.mask("body"))
     assert TUMOUR.id not in both
+
+
+def test_without_highdicom_dicom_segmentations_are_refused_before_a_scan_is_read(tmp_path, monkeypatch):
+    """The extra is named at once; RTSTRUCT does without it."""
+    monkeypatch.setitem(sys.modules, "highdicom", None)  # importing it raises ImportError
+    with pytest.raises(OutputError, match="needs highdicom"):
+        check_tools(Output.at(tmp_path, types="nifti,dicom_labelmap"))
+    check_tools(Output.at(tmp_path, types="dicom_rtstruct"))

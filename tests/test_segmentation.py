@@ -362,3 +362,15 @@ def test_an_old_mask_that_cannot_be_removed_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "unlink", refuse)
     with pytest.raises(OutputError, match=r"spleen\.nii\.gz.*Permission denied"):
         segmentation().save(tmp_path)
+
+
+def test_pieces_are_measured_once(tmp_path, monkeypatch):
+    """However often the review is asked for; what is handed out can be changed without harm."""
+    from clseg import segmentation as module
+
+    calls = []
+    monkeypatch.setattr(module, "review", lambda *given, **more: calls.append(1) or {"liver": "a review"})
+    found = segmentation()
+    found.review().clear()
+    assert found.review() == {"liver": "a review"}
+    assert calls == [1]

@@ -51,3 +51,14 @@ def test_pieces_say_layer_and_box(segments: Segments) -> None:
     [(layer, box)] = segments.pieces(named(segments, "liver"))
     assert layer is segments.layers[1]
     assert box == (slice(1, 2), slice(1, 2), slice(1, 3))
+
+
+def test_a_structure_on_two_layers_is_cut_out_whole(segments: Segments) -> None:
+    """Two voxels on the second layer, one more on the first: a box of 1×1×4 voxels with three of them."""
+    liver = named(segments, "liver")
+    mask, box = segments.cut(liver)
+    assert (mask.tolist(), box) == ([[[True, True]]], (slice(1, 2), slice(1, 2), slice(1, 3)))
+    segments.layers[0][1, 1, 3] = liver.id
+    segments.layers[1][1, 1, 0:3] = liver.id, 0, liver.id
+    mask, box = Segments(segments.scan, segments.layers, segments.wanted).cut(liver)
+    assert (mask.tolist(), box) == ([[[True, False, True, True]]], (slice(1, 2), slice(1, 2), slice(0, 4)))

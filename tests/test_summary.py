@@ -37,6 +37,29 @@ def test_cases_with_other_structures_have_empty_cells(tmp_path):
     assert wide.read_text() == "case,liver_ml,spleen_ml\na,1,\nb,,2\n"
 
 
+def test_families_are_not_counted_twice(tmp_path):
+    """Lungs of 1 + 2 mL: the long table has the family's row and its kind, the wide one no column for it."""
+    rows = "lung_left,structure,1\nlung_right,structure,2\nlungs,family,3\n"
+    write_case(tmp_path, "a", f"structure,kind,volume_ml\n{rows}")
+    long, wide = write_summaries(tmp_path, ["a"])
+    assert long.read_text() == "case,structure,kind,volume_ml\na,lung_left,structure,1\na,lung_right,structure,2\na,lungs,family,3\n"
+    assert wide.read_text() == "case,lung_left_ml,lung_right_ml\na,1,2\n"
+
+
+def test_radiomics_of_all_cases(tmp_path):
+    """A row per case and structure, features in columns; `clear` removes the table, and where no case has radiomics there is none."""
+    for name, mean in (("a", "5.5"), ("b", "")):
+        write_case(tmp_path, name, "structure,volume_ml\nliver,1\n")
+        (tmp_path / name / "radiomics.csv").write_text(f"structure,original_firstorder_Mean\nliver,{mean}\n")
+    file = write_summaries(tmp_path, ["a", "b"])[2]
+    assert file.name == "summary_radiomics.csv"
+    assert file.read_text() == "case,structure,original_firstorder_Mean\na,liver,5.5\nb,liver,\n"
+    clear(tmp_path)
+    assert not file.exists()
+    (tmp_path / "a" / "radiomics.csv").unlink()
+    assert len(write_summaries(tmp_path, ["a"])) == 2
+
+
 def test_statistics_that_are_json_alone(tmp_path):
     """TotalSegmentator's format: 1500 mm³ are 1.5 mL."""
     (tmp_path / "a").mkdir()

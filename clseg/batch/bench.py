@@ -13,9 +13,10 @@ from clseg.batch.done import digest_of, is_complete, sweep
 from clseg.batch.job import DONE, KEPT, Job, Outcome, failure
 from clseg.pipeline import Segmenter
 from clseg.progress import SILENT, Advance, Progress
-from clseg.results import find_source
+from clseg.results import check_possible, find_source
 
 if TYPE_CHECKING:
+    from clseg.io.formats import Source
     from clseg.pipeline import Opened
     from clseg.segmentation import Segmentation
 
@@ -26,6 +27,7 @@ class Underway:
 
     case: Case
     digest: str = ""
+    source: Source = None
     opened: Opened | None = None
     result: Segmentation | None = None
     outcome: Outcome | None = None
@@ -58,7 +60,7 @@ class Bench:
         self._segmenter.fetch()
 
     def read(self, case: Case) -> Underway:
-        """Read and check a scan, unless an earlier run has finished it."""
+        """Read and check a scan, and whether its results can be written, unless an earlier run has finished it."""
         one = Underway(case)
         with self._on(one):
             if self.job.resume:
@@ -66,6 +68,8 @@ class Bench:
                 if is_complete(self.job.folder(case), one.digest, self._request):
                     one.outcome = Outcome(case, KEPT, "complete already")
                     return one
+            one.source = find_source(self.job.place(case).types, case.path, self.job.series)
+            check_possible(self.job.place(case), one.source)  # told now, not when all has been computed
             one.opened = self._segmenter.open(case.path, series=self.job.series)
             one.digest = one.digest or digest_of(case.path)
         return one
@@ -88,10 +92,9 @@ class Bench:
             with self._on(one):
                 folder = self.job.folder(one.case)
                 sweep(folder, below=True)
-                source = find_source(self.job.place(one.case).types, one.case.path, self.job.series)
-                replace(one.result, source=source).save(folder, **self.job.outputs)
+                replace(one.result, source=one.source).save(folder, **self.job.outputs)
                 one.outcome = Outcome(one.case, DONE, _sentence(one.result))
-        one.result = None
+        one.result = one.source = None
         return one.ended()
 
     @contextmanager

@@ -12,7 +12,7 @@ from clseg.output import OTHERS
 
 SCAN_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".dcm", ".zip")
 CT_NAMES = ("ct", "image", "imaging")  # files that are called so are known by their folder: s0001/ct.nii.gz
-SUMMARIES = ("summary.csv", "summary_wide.csv", "failures.csv")
+SUMMARIES = ("summary.csv", "summary_wide.csv", "summary_radiomics.csv", "failures.csv")
 
 _LONGEST = 150  # bytes of a name; file systems end at 255, and numbers and endings need some
 _NOT_A_FOLDER = (".nii", *OTHERS)  # results in a folder with such a name would be taken for one file

@@ -11,7 +11,8 @@
 | a .txt file                              | a path a line; empty lines and # comments do not count                 |
 | a .csv file                              | a row each: the column `path` or `ct`, and `case` if need be           |
 
-Scan files are told by their endings, or else by their content; relative paths of a list start at the list.
+Scan files are told by their endings, or else by their content; relative paths of a list start at the list.  What a run of
+ours has written, as its run.json lists it, is never taken for a scan in a folder.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from __future__ import annotations
 import csv
 import glob
 import gzip
+import json
 import os
 import zipfile
 import zlib
@@ -69,6 +71,7 @@ def scans_in(folder: Path, output: Path | None = None, *, top: bool = True) -> l
     InputError when a folder cannot be read.
     """
     files, folders = _contents(folder, output)
+    files = _without_results(files)
     if not top and (ct := next((file for file in files if title_of(file).lower() in CT_NAMES and _has_ending(file)), None)):
         return [Scan(ct)]
     dicom = next((file for file in files if _is_dicom(file)), None)
@@ -166,6 +169,20 @@ def _contents(folder: Path, output: Path | None) -> tuple[list[Path], list[Path]
     except OSError as error:
         raise InputError(f"The folder '{folder}' cannot be read: {error.strerror}.") from error
     return sorted(files), sorted(folders)
+
+
+def _without_results(files: list[Path]) -> list[Path]:
+    """Without the files that a run.json of ours among them lists."""
+    written = {name for file in files if file.name == "run.json" or file.name.endswith(".run.json") for name in _listed_in(file)}
+    return [file for file in files if file.name not in written]
+
+
+def _listed_in(run: Path) -> list[str]:
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        said = json.loads(run.read_text(encoding="utf-8"))
+        if "clseg" in said["versions"]:
+            return [str(name) for name in said["files"]]
+    return []
 
 
 def _same(path: Path, other: Path) -> bool:

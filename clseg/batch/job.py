@@ -15,7 +15,7 @@ from clseg.output import Output
 from clseg.settings import Settings
 
 DONE, KEPT, FAILED, FATAL = "done", "kept", "failed", "fatal"
-_WHERE = ("device", "threads", "offline", "sources")  # settings that say where it is computed, not what comes out
+_WHERE = ("device", "threads", "offline", "sources", "max_memory")  # settings that say where it is computed, not what comes out
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,15 @@ from clseg.progress import SILENT, Progress
 def run_here(cases: Sequence[Case], job: Job, report: Progress = SILENT) -> Iterator[Outcome]:
     """The outcomes in the order of the cases.
 
-    Never more than three scans are in memory.  When it is closed or interrupted, the scan that is being written is
+    Never more than three scans are in memory; with a limit of memory, which is planned for one scan, never more than one.
+    When it is closed or interrupted, the scan that is being written is
     finished first.  Raises what no case can do without, see `Bench`.
     """
     bench = Bench(job, report)
     bench.fetch()
+    if job.settings.max_memory is not None:
+        yield from (bench.write(bench.segment(bench.read(case))) for case in cases)
+        return
     reader, writer = ThreadPoolExecutor(1, "clseg-read"), ThreadPoolExecutor(1, "clseg-write")
     try:
         last: Future[Outcome] | None = None

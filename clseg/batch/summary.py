@@ -1,10 +1,10 @@
-"""Summary: what is known of all cases: failures.csv, and of their statistics summary.csv and summary_wide.csv."""
+"""Summary: what is known of all cases: failures.csv, and of their statistics summary.csv, summary_wide.csv and summary_radiomics.csv."""
 
 from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,10 @@ from clseg.batch.job import FAILED, Outcome
 from clseg.errors import InputError, OutputError
 from clseg.io.files import write_csv
 
-LONG, WIDE, FAILURES = SUMMARIES
+LONG, WIDE, RADIOMICS, FAILURES = SUMMARIES
 Row = dict[str, Any]
 
+_FAMILY = "family"  # the `kind` of rows that others are counted in
 _VOLUMES = {"volume_ml": 1.0, "volume": 0.001}  # column → its unit in mL; TotalSegmentator's are mm³
 
 
@@ -40,19 +41,21 @@ def write_failures(output: Path, outcomes: Iterable[Outcome]) -> Path | None:
 def write_summaries(output: Path, names: Sequence[str]) -> list[Path]:
     """The statistics of these cases as one table with a row per case and structure, and as one of volumes with a row per case.
 
-    They are read from the folders of the cases, so that it does not matter which run has filled them.
+    Families have rows in the first, after the structures of their case (`kind` tells them apart), and no volumes in the
+    second, where who adds up a row would count their members twice.  Where the cases have radiomics, it gets a table of
+    its own with a row per case and structure.  All are read from the folders of the cases, so that it does not matter which run has filled them.
     """
     columns: dict[str, None] = {}
     volumes: dict[str, dict[str, Any]] = {}
     for name in names:
         rows = statistics_in(output / name)
-        volumes[name] = {row["structure"]: _volume_ml(row) for row in rows}
+        volumes[name] = {row["structure"]: _volume_ml(row) for row in rows if row.get("kind") != _FAMILY}
         columns |= dict.fromkeys(column for row in rows for column in row)
     structures = list(dict.fromkeys(structure for case in volumes.values() for structure in case))
-    write_csv(output / LONG, ["case", *columns], _long(output, names, list(columns)))
+    write_csv(output / LONG, ["case", *columns], _long(names, list(columns), lambda name: statistics_in(output / name)))
     wide = ([name, *(volumes[name].get(structure) for structure in structures)] for name in names)
     write_csv(output / WIDE, ["case", *(f"{structure}_ml" for structure in structures)], wide)
-    return [output / LONG, output / WIDE]
+    return [output / LONG, output / WIDE, *_write_radiomics(output, names)]
 
 
 def statistics_in(folder: Path) -> list[Row]:
@@ -63,17 +66,34 @@ def statistics_in(folder: Path) -> list[Row]:
     try:
         table = folder / "statistics.csv"
         if table.is_file():
-            with table.open(encoding="utf-8", newline="") as stream:
-                return list(csv.DictReader(stream))
+            return _table(table)
         values = json.loads((folder / "statistics.json").read_text(encoding="utf-8"))
         return [{"structure": name, **one} for name, one in values.items()]
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise InputError(f"The statistics in '{folder}' cannot be read: {error}.", tip="Run the same command again.") from error
 
 
-def _long(output: Path, names: Sequence[str], columns: Sequence[str]) -> Iterator[list[Any]]:
+def _write_radiomics(output: Path, names: Sequence[str]) -> list[Path]:
+    """The radiomics of the cases in one table; no file where none has any."""
+    def rows(name: str) -> list[Row]:
+        return _table(output / name / "radiomics.csv") if name in there else []
+
+    there = {name for name in names if (output / name / "radiomics.csv").is_file()}
+    if not there:
+        return []
+    columns = list(dict.fromkeys(column for name in names for row in rows(name)[:1] for column in row))
+    write_csv(output / RADIOMICS, ["case", *columns], _long(names, columns, rows))
+    return [output / RADIOMICS]
+
+
+def _table(file: Path) -> list[Row]:
+    with file.open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def _long(names: Sequence[str], columns: Sequence[str], rows: Callable[[str], list[Row]]) -> Iterator[list[Any]]:
     for name in names:
-        for row in statistics_in(output / name):
+        for row in rows(name):
             yield [name, *(row.get(column) for column in columns)]
 
 

@@ -16,6 +16,8 @@ from clseg.cli.segment import run
 from clseg.cli.stats import stats
 from clseg.cli.train import export, train
 
+TEACH = "Teach it new organs"  # a group of --help
+
 app = typer.Typer(
     add_completion=True,
     pretty_exceptions_enable=False,
@@ -23,12 +25,14 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.callback(invoke_without_command=True)(run)
-for command in (demo, rois, check, evaluate, stats, train, learn, update, prune, export, cases):
+for command in (demo, rois, check, stats, evaluate):
     app.command()(command)
-app.add_typer(recipe.app, name="recipe")
 app.add_typer(bodypart.app, name="bodypart")
-weights.app.add_typer(weights_import.app, name="import")
 app.add_typer(weights.app, name="weights")
+weights.app.add_typer(weights_import.app, name="import")
+for command in (learn, update, prune, train, export, cases):
+    app.command(rich_help_panel=TEACH)(command)
+app.add_typer(recipe.app, name="recipe", rich_help_panel=TEACH)
 
 
 def main() -> None:

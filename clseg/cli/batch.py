@@ -71,7 +71,7 @@ def segment_many(
 
     check_many(cases, job, overwrite)
     terminal.note(f"{len(cases)} scan{'' if len(cases) == 1 else 's'}")
-    with overall(terminal, len(cases)) as advance:
+    with overall(terminal, len(cases)) as advance, way_on(terminal):
         outcomes = run(cases, job, way=many.way(terminal), tell=lambda outcome: (tell(outcome, terminal), advance()))
     counts = {status: sum(one.status == status for one in outcomes) for status in (DONE, KEPT, FAILED)}
     earlier = f" ({counts[KEPT]} by an earlier run)" if counts[KEPT] else ""
@@ -81,6 +81,16 @@ def segment_many(
     if counts[FAILED]:
         terminal.aside("", ["case", "error"], [[one.case.name, one.error] for one in outcomes if one.status == FAILED])
         raise ClsegError(f"{counts[FAILED]} of {len(cases)} cases failed.", tip=f"{job.output / 'failures.csv'} says why; the same command with --resume tries these alone again.")
+
+
+@contextmanager
+def way_on(terminal: Terminal) -> Iterator[None]:
+    """Who interrupts a batch is told how it goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        terminal.note("What is finished stays; the same command with --resume goes on from there.")
+        raise
 
 
 def job_of(output: Path, roi: list[str], options: dict[str, Any], outputs: dict[str, Any], many: Many, sources: Sources) -> Job:

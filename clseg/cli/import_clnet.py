@@ -10,8 +10,8 @@ import typer
 
 from clseg.cli.console import Terminal, exit_codes
 
-Heads = Annotated[list[str], typer.Option("--head", help="Only this head (decoder), and those that support it; may be repeated.", show_default=False)]
-Without = Annotated[list[str], typer.Option("--without", help="Not this head; may be repeated.", show_default=False)]
+Heads = Annotated[list[str], typer.Option("--head", metavar="NAME", help="Only this head (decoder), and those that support it; may be repeated.", show_default=False)]
+Without = Annotated[list[str], typer.Option("--without", metavar="NAME", help="Not this head; may be repeated.", show_default=False)]
 
 
 def clnet(

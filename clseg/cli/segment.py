@@ -12,10 +12,12 @@ import typer
 
 from clseg.cli.batch import Many, job_of, segment_many
 from clseg.cli.console import Terminal, exit_codes
-from clseg.cli.sources import AllowHttp, Mirror, OtherManifest, sources_of
+from clseg.cli.sources import WEIGHTS, AllowHttp, Mirror, OtherManifest, sources_of
 from clseg.errors import UsageError
 from clseg.inference.device import MOST_THREADS
 from clseg.output import Output
+
+RESULTS, STATISTICS, MANY, COMPUTING = "Results", "Statistics", "Many scans", "Computing"  # the groups of --help
 
 if TYPE_CHECKING:
     from clseg.segmentation import Segmentation
@@ -43,34 +45,34 @@ def run(
     context: typer.Context,
     input: Annotated[Path | None, typer.Option("-i", "--input", parser=given_path, metavar="PATH", help="CT: NIfTI, NRRD, MetaImage, or DICOM (folder, zip, multi-frame file); or many: a folder of them, a quoted pattern, a list (.txt, .csv).", show_default=False)] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", parser=given_path, metavar="PATH", help="Folder for one mask per structure, or x.nii.gz for one label map (x.nrrd, x.seg.nrrd too). Of many scans each gets a folder in it.", show_default=False)] = None,
-    roi: Annotated[list[str] | None, typer.Option("-r", "--roi", help="Groups and structures, e.g. chest or liver,spleen; may be repeated. Default: all.", show_default=False)] = None,
-    series: Annotated[str | None, typer.Option("--series", help="Number or UID of the DICOM series, where there are several.", show_default=False)] = None,
-    multilabel: Annotated[bool, typer.Option("--ml", help="One label map instead of one mask per structure.")] = False,
-    output_type: Annotated[list[str] | None, typer.Option("--output-type", help="nifti, nrrd, seg.nrrd, dicom_seg, dicom_labelmap or dicom_rtstruct; several with commas. Default: nifti.", show_default=False)] = None,
-    mesh: Annotated[list[str] | None, typer.Option("--mesh", help="Surfaces too: stl, obj or ply.", show_default=False)] = None,
-    label_tables: Annotated[list[str] | None, typer.Option("--label-tables", help="Names and colours of the label map for other programs: itksnap or slicer.", show_default=False)] = None,
-    bids: Annotated[bool, typer.Option("--bids", help="Make the output folder a BIDS dataset of derivatives.")] = False,
-    subject: Annotated[str | None, typer.Option("--subject", help="Name of the case in it, e.g. sub-01_ses-2. Default: from the input's name.", show_default=False)] = None,
-    stats: Annotated[bool, typer.Option("--stats", help="Write statistics.json and .csv: volumes, HU, completeness, and what to look at.")] = False,
-    stats_format: Annotated[str, typer.Option("--stats-format", help="Of --stats: clseg, or totalsegmentator (volume and intensity, as its readers expect).")] = "clseg",
-    radiomics: Annotated[bool, typer.Option("--radiomics", help="With --stats: also first-order and shape features, named as PyRadiomics does.")] = False,
-    save_confidence: Annotated[bool, typer.Option("--save-confidence", help="Write confidence.nii.gz: how sure the network is, voxel by voxel.")] = False,
-    preview: Annotated[bool, typer.Option("--preview", help="Write preview.png, an overlay in three planes.")] = False,
-    model: Annotated[str, typer.Option("-m", "--model", help="Model to use; see `clseg rois`.")] = "starter",
-    device: Annotated[str, typer.Option("-d", "--device", help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
-    step: Annotated[float, typer.Option("--step", help="Distance between windows as a share of the window, 0.1 to 1.", min=0.1, max=1.0)] = 0.5,
-    fast: Annotated[bool, typer.Option("--fast", help="Fewer windows, somewhat coarser results: a step of 0.8.")] = False,
-    max_memory: Annotated[int | None, typer.Option("--max-memory", parser=amount, metavar="SIZE", help="Most memory to use, e.g. 4G; -v shows the plan.", show_default=False)] = None,
-    threads: Annotated[int, typer.Option("--threads", help="CPU threads; 0 leaves the choice to torch.", min=0, max=MOST_THREADS)] = 0,
-    restore: Annotated[str, typer.Option("--restore", help="Back to the scan's voxels with smooth borders, or by nearest neighbour: smooth or nearest.")] = "smooth",
-    offline: Annotated[bool, typer.Option("--offline", help="Never open a network connection.")] = False,
+    roi: Annotated[list[str] | None, typer.Option("-r", "--roi", metavar="NAMES", help="Groups and structures, e.g. chest or liver,spleen; may be repeated. Default: all.", show_default=False)] = None,
+    series: Annotated[str | None, typer.Option("--series", metavar="SERIES", help="Number or UID of the DICOM series, where there are several.", show_default=False)] = None,
+    multilabel: Annotated[bool, typer.Option("--ml", help="One label map instead of one mask per structure.", rich_help_panel=RESULTS)] = False,
+    output_type: Annotated[list[str] | None, typer.Option("--output-type", metavar="TYPES", help="nifti, nrrd, seg.nrrd, dicom_seg, dicom_labelmap or dicom_rtstruct; several with commas. Default: nifti.", rich_help_panel=RESULTS, show_default=False)] = None,
+    mesh: Annotated[list[str] | None, typer.Option("--mesh", metavar="KINDS", help="Surfaces too: stl, obj or ply.", rich_help_panel=RESULTS, show_default=False)] = None,
+    label_tables: Annotated[list[str] | None, typer.Option("--label-tables", metavar="PROGRAMS", help="Names and colours of the label map for other programs: itksnap or slicer.", rich_help_panel=RESULTS, show_default=False)] = None,
+    bids: Annotated[bool, typer.Option("--bids", help="Make the output folder a BIDS dataset of derivatives.", rich_help_panel=RESULTS)] = False,
+    subject: Annotated[str | None, typer.Option("--subject", metavar="NAME", help="Name of the case in it, e.g. sub-01_ses-2. Default: from the input's name.", rich_help_panel=RESULTS, show_default=False)] = None,
+    save_confidence: Annotated[bool, typer.Option("--save-confidence", help="Write confidence.nii.gz: how sure the network is, voxel by voxel.", rich_help_panel=RESULTS)] = False,
+    preview: Annotated[bool, typer.Option("--preview", help="Write preview.png, an overlay in three planes.", rich_help_panel=RESULTS)] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite/--no-overwrite", help="Replace results that are there already.", rich_help_panel=RESULTS)] = True,
+    stats: Annotated[bool, typer.Option("--stats", help="Write statistics.json and .csv: volumes, HU, completeness, and what to look at.", rich_help_panel=STATISTICS)] = False,
+    stats_format: Annotated[str, typer.Option("--stats-format", metavar="FORMAT", help="Of --stats: clseg, or totalsegmentator (volume and intensity, as its readers expect).", rich_help_panel=STATISTICS)] = "clseg",
+    radiomics: Annotated[bool, typer.Option("--radiomics", help="With --stats: also first-order and shape features, named as PyRadiomics does.", rich_help_panel=STATISTICS)] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Keep what an earlier run has finished.", rich_help_panel=MANY)] = False,
+    workers: Annotated[int | None, typer.Option("--workers", metavar="N", help="In N processes of this machine.", rich_help_panel=MANY, min=1, max=MOST_THREADS, show_default=False)] = None,
+    cluster: Annotated[str | None, typer.Option("--cluster", metavar="ADDRESS", help="On the workers of this Dask scheduler, e.g. tcp://host:8786.", rich_help_panel=MANY, show_default=False)] = None,
+    model: Annotated[str, typer.Option("-m", "--model", metavar="NAME", help="Model to use; see `clseg rois`.")] = "starter",
+    device: Annotated[str, typer.Option("-d", "--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps.", rich_help_panel=COMPUTING)] = "auto",
+    step: Annotated[float, typer.Option("--step", metavar="SHARE", help="Distance between windows as a share of the window, 0.1 to 1.", rich_help_panel=COMPUTING, min=0.1, max=1.0)] = 0.5,
+    fast: Annotated[bool, typer.Option("--fast", help="Fewer windows, somewhat coarser results: a step of 0.8.", rich_help_panel=COMPUTING)] = False,
+    max_memory: Annotated[int | None, typer.Option("--max-memory", parser=amount, metavar="SIZE", help="Most memory that a process may use, e.g. 4G; -v shows the plan.", rich_help_panel=COMPUTING, show_default=False)] = None,
+    threads: Annotated[int, typer.Option("--threads", metavar="N", help="CPU threads; 0 leaves the choice to torch.", rich_help_panel=COMPUTING, min=0, max=MOST_THREADS)] = 0,
+    restore: Annotated[str, typer.Option("--restore", metavar="HOW", help="Back to the scan's voxels with smooth borders, or by nearest neighbour: smooth or nearest.", rich_help_panel=COMPUTING)] = "smooth",
+    offline: Annotated[bool, typer.Option("--offline", help="Never open a network connection.", rich_help_panel=WEIGHTS)] = False,
     mirror: Mirror = None,
     manifest: OtherManifest = None,
     allow_http: AllowHttp = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite/--no-overwrite", help="Replace results that are there already.")] = True,
-    resume: Annotated[bool, typer.Option("--resume", help="Many scans: keep what an earlier run has finished.")] = False,
-    workers: Annotated[int | None, typer.Option("--workers", metavar="N", help="Many scans: in N processes of this machine.", min=1, max=MOST_THREADS, show_default=False)] = None,
-    cluster: Annotated[str | None, typer.Option("--cluster", metavar="ADDRESS", help="Many scans: on the workers of this Dask scheduler, e.g. tcp://host:8786.", show_default=False)] = None,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but errors.")] = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Say more.")] = False,
     profile: Annotated[bool, typer.Option("--profile", help="Show seconds and memory of every stage.")] = False,

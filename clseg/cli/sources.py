@@ -9,11 +9,13 @@ import typer
 if TYPE_CHECKING:
     from clseg.weights.sources import Sources
 
-Mirror = Annotated[str | None, typer.Option("--mirror", metavar="URL", help="Fetch weights from below this https:// or file:// address.", show_default=False)]
+WEIGHTS = "Where weights come from"  # a group of --help
+
+Mirror = Annotated[str | None, typer.Option("--mirror", metavar="URL", help="Fetch weights from below this https:// or file:// address.", rich_help_panel=WEIGHTS, show_default=False)]
 OtherManifest = Annotated[
-    str | None, typer.Option("--manifest", metavar="FILE|URL", help="Use this list of weights in place of the builtin one.", show_default=False)
+    str | None, typer.Option("--manifest", metavar="FILE|URL", help="Use this list of weights in place of the builtin one.", rich_help_panel=WEIGHTS, show_default=False)
 ]
-AllowHttp = Annotated[bool, typer.Option("--allow-http", help="Fetch from unencrypted http:// addresses of other machines, too.")]
+AllowHttp = Annotated[bool, typer.Option("--allow-http", help="Fetch from unencrypted http:// addresses of other machines, too.", rich_help_panel=WEIGHTS)]
 
 
 def sources_of(mirror: str | None, manifest: str | None, allow_http: bool) -> Sources:

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Weights: list, fetch, verify, remove, carry elsewhere, publish.", no_args_is_help=True)
 
-Models = Annotated[list[str] | None, typer.Option("-m", "--model", help="Only this model; may be repeated.", show_default=False)]
-OneModel = Annotated[str, typer.Option("-m", "--model", help="Model; see `clseg weights list`.")]
-Roi = Annotated[list[str] | None, typer.Option("-r", "--roi", help="Only what these groups and structures need. Default: all.", show_default=False)]
+Models = Annotated[list[str] | None, typer.Option("-m", "--model", metavar="NAME", help="Only this model; may be repeated.", show_default=False)]
+OneModel = Annotated[str, typer.Option("-m", "--model", metavar="NAME", help="Model; see `clseg weights list`.")]
+Roi = Annotated[list[str] | None, typer.Option("-r", "--roi", metavar="NAMES", help="Only what these groups and structures need. Default: all.", show_default=False)]
 Offline = Annotated[bool, typer.Option("--offline", help="Never open a network connection.")]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of a table.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but errors.")]

@@ -34,7 +34,7 @@ class Confidence:
     keep_map: bool = False
     _sums: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
     _grid: np.ndarray | None = field(default=None, repr=False)
-    _maps: list[np.ndarray] = field(default_factory=list, repr=False)
+    _map: np.ndarray | None = field(default=None, repr=False)
 
     def hear(self, slab: Slab, labels: Mapping[str, tuple[str, ...]], shape: Shape) -> None:
         """Finished slices of a grid of `shape`; `labels[decoder]` names the channels after background."""
@@ -53,15 +53,15 @@ class Confidence:
             sums[:, _Column.PROBABILITY] += np.bincount(label.ravel(), score.ravel(), minlength=len(sums)) / FULL
         self._add(labels, sums[1:])
         if self.keep_map:
-            if not self._maps:
-                self._maps.append(np.full(shape, FULL, np.uint8))
-            np.minimum(self._maps[0][found.box], found.score, out=self._maps[0][found.box])
+            if self._map is None:
+                self._map = np.full(shape, FULL, np.uint8)
+            np.minimum(self._map[found.box], found.score, out=self._map[found.box])
 
     def settle(self, placement: Placement, like: Volume) -> None:
         """Bring what was heard of on a model's grid to that of `like`; nothing where no map is wanted."""
         if self._grid is not None:
-            self._maps.append(onto_scan(self._grid, placement, like))
-            self._grid = None
+            mine, self._grid = onto_scan(self._grid, placement, like), None
+            self._map = mine if self._map is None else np.minimum(self._map, mine, out=self._map)
 
     @property
     def map(self) -> np.ndarray | None:
@@ -69,9 +69,7 @@ class Confidence:
 
         Where several decoders speak it is that of the least sure; 255 where none did.
         """
-        if not self.keep_map or not self._maps:
-            return None
-        return self._maps[0] if len(self._maps) == 1 else np.minimum(*self._maps)
+        return self._map
 
     @property
     def certainties(self) -> dict[str, Certainty]:

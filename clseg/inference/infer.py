@@ -59,6 +59,8 @@ def infer(scan: Volume, parts: Parts, task: Task) -> tuple[list[np.ndarray], lis
     Decoders with a plan run as it says, the others the house's way; where both want a
     voxel of a layer, it belongs to those with a plan.
     """
+    if task.settings.max_memory is not None:
+        give_back()  # what the scan before this one has left would be counted as held
     layers, reached = planned(scan, parts, task) if parts.planned else ({}, set())
     if parts.models:
         ours, ours_reached = house(scan, parts, task)
@@ -82,7 +84,8 @@ def planned(scan: Volume, parts: Parts, task: Task) -> tuple[Layers, set[str]]:
         answers = answers_of(engines, scan, slice_scores(scan, parts, task.report))
         if settings.restore == "nearest":
             answers = [replace(answer, plan=replace(answer.plan, export="nearest")) for answer in answers]
-    plan = Imported(grouped(answers, math.inf), task.wanted, task.catalogue, scan, resident()).plan(settings.max_memory, HELD_BYTES)
+    memory = Imported(grouped(answers, math.inf), task.wanted, task.catalogue, scan, resident(), task.confidence.keep_map)
+    plan = memory.plan(settings.max_memory, HELD_BYTES)
     tell(plan, task)
     with task.report.stage("Segmenting", windows_of(answers, settings.step, plan.share)) as advance:
         found = list(segment_planned(scan, answers, step=settings.step, held=plan.share, advance=advance, stopwatch=stopwatch))
@@ -118,7 +121,7 @@ def house(scan: Volume, parts: Parts, task: Task) -> tuple[Layers, set[str]]:
     stopwatch, report = task.stopwatch, task.report
     with stopwatch.lap("prepare"), report.stage("Preparing"):
         oriented, placement = place(scan, parts.grid)
-        memory = House(parts, task.wanted, task.catalogue, placement, scan, resident())
+        memory = House(parts, task.wanted, task.catalogue, placement, scan, resident(), confidence=task.confidence.keep_map)
         memory.plan(task.settings.max_memory)  # refused before anything is computed
         hu = onto_grid(oriented.array, placement)
     with stopwatch.lap("locate"), report.stage("Locating"):

@@ -70,7 +70,7 @@ class Plan:
     def lines(self, limit: int | None = None) -> list[str]:
         """The plan for people."""
         told = f"Memory: {in_words(self.peak)} at most" + (f" of {in_words(limit)} allowed" if limit else "")
-        passes = f"; {sum(map(len, self.chunks))} decoders in {len(self.chunks)} pass{'es' * (len(self.chunks) != 1)}" if self.chunks else ""
+        passes = f"; {_count(sum(map(len, self.chunks)), 'decoder')} in {len(self.chunks)} pass{'es' * (len(self.chunks) != 1)}" if self.chunks else ""
         rows = [f"  {stage.name:<8} {in_words(self.held + stage.bytes):>9}  {stage.what}" for stage in self.stages]
         return [told + passes, f"  {'before':<8} {in_words(self.held):>9}  program, weights and scan", *rows]
 
@@ -95,6 +95,7 @@ class Maps:
     catalogue: Catalogue
     scan: Volume
     body: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    confidence: bool = False
 
     @property
     def layers(self) -> int:
@@ -103,6 +104,11 @@ class Maps:
     @property
     def bytes(self) -> int:
         return int(2 * self.layers * self.scan.array.size * self.body[2])
+
+    @property
+    def sure(self) -> int:
+        """The map of confidence, where one is wanted: 255 where nothing was found, so that all of it is touched."""
+        return self.scan.array.size if self.confidence else 0
 
     @property
     def written(self) -> int:
@@ -125,6 +131,7 @@ class House:
     scan: Volume
     held: int
     batch: int = 1
+    confidence: bool = False
 
     def plan(self, limit: int | None, reach: Mapping[str, Extent | None] | None = None) -> Plan:
         """In as few chunks as the limit allows; `reach` says which decoders run, where that is known.
@@ -159,24 +166,30 @@ class House:
         return sorted(found, key=lambda group: min((reach[name] or (0, 0) for name in group), default=(0, 0))) if reach else found
 
     def _with(self, chunks: tuple[Chunk, ...]) -> Plan:
-        size, maps = math.prod(self.placement.shape), Maps(self.wanted, self.catalogue, self.scan, body_shares(self.placement, self.scan))
-        canvas = int(CANVAS * maps.layers * size)
+        size = math.prod(self.placement.shape)
+        maps = Maps(self.wanted, self.catalogue, self.scan, body_shares(self.placement, self.scan), self.confidence)
+        canvas, sure = int(CANVAS * maps.layers * size), self._sure
         passes = f", {max(map(len, chunks), default=0)} decoders at a time" if len(chunks) > 1 else ""
         stages = (
             Stage("prepare", 4 * size + self._resampling(), f"{_by(self.placement.shape)} voxels of the model"),
             Stage("segment", self._segment(chunks), f"scores of open slices, a window{passes}"),
-            Stage("clean", canvas + 9 * size, "pieces of the largest structure"),
-            Stage("restore", canvas + maps.bytes + canvas // 2 + LARGEST_TILES, f"{maps.layers} label maps of the scan"),
-            Stage("write", maps.bytes + maps.written, "files and statistics"),
+            Stage("clean", canvas + sure + 9 * size, "pieces of the largest structure"),
+            Stage("restore", canvas + sure + maps.bytes + maps.sure + canvas // 2 + LARGEST_TILES, f"{_count(maps.layers, 'label map')} of the scan"),
+            Stage("write", maps.bytes + maps.sure + maps.written, "files and statistics"),
         )
         return Plan(self.held, stages, chunks)
+
+    @property
+    def _sure(self) -> int:
+        """The map of confidence on the model's grid."""
+        return math.prod(self.placement.shape) if self.confidence else 0
 
     def _segment(self, chunks: tuple[Chunk, ...]) -> int:
         """The most while the decoders of these chunks run, one chunk after the other, and are merged."""
         size, layers = math.prod(self.placement.shape), len(depths(self.wanted, self.catalogue))
         kept = int((EVIDENCE if len(chunks) > 1 else 0) * layers * size)
         scores = max(map(self._scores, chunks), default=0)
-        return 4 * size + int(CANVAS * layers * size) + kept + scores + self._window()
+        return 4 * size + int(CANVAS * layers * size) + self._sure + kept + scores + self._window()
 
     def _window(self) -> int:
         found = []
@@ -228,6 +241,7 @@ class Imported:
     catalogue: Catalogue
     scan: Volume
     held: int
+    confidence: bool = False
 
     def plan(self, limit: int | None, default: int) -> Plan:
         """Portions as large as the limit allows, of `default` bytes of scores at most."""
@@ -245,16 +259,16 @@ class Imported:
         return self._with(max(largest, min(everything, default, int(room / _HANDED_OUT))))
 
     def _with(self, share: int) -> Plan:
-        maps = Maps(self.wanted, self.catalogue, self.scan)
+        maps = Maps(self.wanted, self.catalogue, self.scan, confidence=self.confidence)
         boxes = [(math.prod(group[0].view.cropped), math.prod(group[0].view.shape), len(group)) for group in self.groups]
         kept = sum(2 * box * count for box, _, count in boxes)  # label and probability of every answer
         prepare = max((4 * (2 * box + grid) for box, grid, _ in boxes), default=0)
         segment = max((4 * 2 * grid + 4 * box for box, grid, _ in boxes), default=0) + _EXPORT + int(_HANDED_OUT * share) + self._window()
         stages = (
-            Stage("prepare", kept + prepare, f"the largest of {len(self.groups)} views of the scan"),
-            Stage("segment", kept + segment, f"scores of open rows {in_words(share)}, a window, label maps of {sum(n for *_, n in boxes)} networks"),
-            Stage("compose", kept + maps.bytes + _EXPORT, f"{maps.layers} label maps of the scan"),
-            Stage("write", maps.bytes + maps.written, "files and statistics"),
+            Stage("prepare", kept + prepare, f"the largest of {len(self.groups)} views of the scan" if len(self.groups) > 1 else "the scan as the networks see it"),
+            Stage("segment", kept + segment, f"scores of open rows {in_words(share)}, a window, label maps of {_count(sum(n for *_, n in boxes), 'network')}"),
+            Stage("compose", kept + maps.bytes + maps.sure + _EXPORT, f"{_count(maps.layers, 'label map')} of the scan"),
+            Stage("write", maps.bytes + maps.sure + maps.written, "files and statistics"),
         )
         return Plan(self.held, stages, share=share)
 
@@ -274,3 +288,7 @@ _EXPORT = 64 << 20  # voxels of the scan that scores are brought to at a time
 
 def _by(shape: Sequence[int]) -> str:
     return " × ".join(map(str, shape))
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}{'s' * (number != 1)}"

@@ -24,7 +24,7 @@ _PROGRAM = "clseg"
 _ENDINGS = (".nii.gz", ".nii", ".seg.nrrd", ".nrrd", ".mha", ".mhd", ".dcm", ".zip")
 _ENTITY = re.compile(r"([a-z]+)-([A-Za-z0-9]+)")
 _OURS_TO_SAY = ("desc", "seg", "space", "res")  # of a derivative, not of the scan
-_NOT_BIDS = ("*_run.json", "*_statistics.json", "*_statistics.csv", "*_preview.png", "*_meshes/")
+_NOT_BIDS = ("*_run.json", "*_statistics.json", "*_statistics.csv", "*_radiomics.csv", "*_confidence.nii.gz", "*_preview.png", "*_meshes/")
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from clseg.progress import Progress
+
 NOTE, WARNING, FAULT = "note", "warning", "fault"
 
 
@@ -31,3 +33,13 @@ Found = Callable[[Finding], object]  # who is told of findings, e.g. `list.appen
 
 def unheard(finding: Finding) -> None:
     """For callers who do not want to know."""
+
+
+def told(report: Progress) -> Found:
+    """For those who are told of progress: notes as notes, all else as warnings."""
+
+    def tell(finding: Finding) -> None:
+        say = report.note if finding.level == NOTE else report.warn
+        say(f"{finding.text} {finding.mend}".strip())
+
+    return tell

@@ -18,12 +18,15 @@ import numpy as np
 from clseg.errors import InputError, UsageError
 from clseg.io.dicom.headers import is_dicom
 from clseg.io.files import existing, read
+from clseg.io.formats import is_confidence
 from clseg.io.labels import read_label_names, read_label_table
 from clseg.volume import Volume
 
 ENDINGS = (".nii.gz", ".nii", ".seg.nrrd", ".nrrd", ".mha", ".mhd")  # longer ones before those they end with
 INSIDE = "segmentations"  # where TotalSegmentator's data set keeps the masks of a subject
 _MOST_FIELD_BYTES = 1 << 20
+_READ_FIRST = (".seg.nrrd", ".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
+_WHOLE = "segmentation"  # what our runs call one file of all structures
 
 DICOM_TIP = "Masks as DICOM (SEG, RTSTRUCT) are not read: convert them first, e.g. with 3D Slicer or dcmqi's segimage2itkimage."
 NAMES_TIP = (
@@ -76,7 +79,8 @@ def find_masks(
     A label map's names are those of `labels` (see `read_label_table`), those inside
     it (Caret XML as TotalSegmentator embeds it, segments of 3D Slicer) or those of
     `<name>.labels.json` or `labels.json` beside it.  `leave_out` is a file that is
-    no mask wherever it lies, such as the CT.
+    no mask wherever it lies, such as the CT.  In a folder of ours a map of confidence is
+    no mask, and of the same result in several formats one is read.
 
     Raises UsageError when nothing is there, InputError when it holds no masks or
     when nothing says what the ids mean.
@@ -102,9 +106,25 @@ def _mask_files(place: Path, leave_out: str | os.PathLike[str] | None) -> tuple[
     """The folder that holds the masks, and its mask files by name."""
     for folder in (place, place / INSIDE):
         found = [file for file in _listed(folder) if _ending(file) and not (leave_out is not None and _same(file, leave_out))]
-        if found:
+        if found := _once(found, _written_by_us(folder)):
             return folder, found
     raise InputError(f"There are no masks ({', '.join(ENDINGS)}) in {place}.", tip=DICOM_TIP)
+
+
+def _once(files: list[Path], ours: frozenset[str]) -> list[Path]:
+    """Without what a run of ours wrote besides: its map of confidence, and the same result in another format.
+
+    Masks, which hold every structure whole, go before a segmentation with layers, and this before a label map.
+    """
+    results = [file for file in files if file.name in ours and not is_confidence(file)]
+    masks = {file.name[: -len(_ending(file))]: file for file in sorted(results, key=_rank, reverse=True)}
+    whole = masks.pop(_WHOLE, None)
+    kept = {*masks.values()} or {whole}
+    return [file for file in files if file.name not in ours or file in kept]
+
+
+def _rank(file: Path) -> int:
+    return _READ_FIRST.index(_ending(file))
 
 
 def _listed(folder: Path) -> list[Path]:
@@ -144,6 +164,19 @@ def _run_of(folder: Path, prefix: str = "", wrote: str | None = None) -> dict[st
         return {}
 
 
+def _written_by_us(folder: Path) -> frozenset[str]:
+    """The files that run.json of ours name, x.run.json and sub-1_run.json too; nothing where there is none, or somebody else's."""
+    runs = [file for file in _listed(folder) if re.search(r"(^|[._])run\.json$", file.name)]
+    return frozenset(name for run in runs for name in _files_of(run))
+
+
+def _files_of(run: Path) -> list[str]:
+    try:
+        return [name for name in json.loads(run.read_text(encoding="utf-8"))["files"] if isinstance(name, str)]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
 def _binary(array: np.ndarray, path: Path) -> np.ndarray:
     """True where the file is not 0, when that is one value."""
     if not np.isfinite(array.sum(dtype=np.float64)):
@@ -181,7 +214,8 @@ def _one_map(path: Path, labels: str | os.PathLike[str] | None, run: dict[str, l
     named = [name for label_map in maps for name in label_map.ids]
     if twice := next((name for name in named if named.count(name) > 1), None):
         raise InputError(f"Two segments of '{path}' are called '{twice}', expected a name of its own for each.")
-    return Masks(path, maps=maps, out_of_range=frozenset(run.get("out_of_range", ())).intersection(named))
+    empty = tuple(name for name in run.get("empty", ()) if name not in named) if fields and labels is None else ()  # segments are those found
+    return Masks(path, maps=maps, empty=empty, out_of_range=frozenset(run.get("out_of_range", ())).intersection((*named, *empty)))
 
 
 def _whole_numbers(volume: Volume, path: Path) -> Volume:

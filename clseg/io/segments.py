@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from clseg.catalogue import Anatomy
-from clseg.spatial.crop import Box
+from clseg.spatial.crop import Box, around
 from clseg.spatial.regions import Region, regions
 from clseg.volume import Volume
 
@@ -41,6 +41,15 @@ class Segments:
         for layer, there in zip(self.layers, self.regions, strict=True):
             if anatomy.id in there:
                 yield layer, there[anatomy.id].box
+
+    def cut(self, anatomy: Anatomy) -> tuple[np.ndarray, Box]:
+        """The boolean mask of a structure that is present in the smallest box around it, and that box."""
+        pieces = list(self.pieces(anatomy))
+        box = around([box for _, box in pieces])
+        found = pieces[0][0][box] == anatomy.id
+        for layer, _ in pieces[1:]:
+            found |= layer[box] == anatomy.id
+        return found, box
 
     def mask(self, anatomy: Anatomy) -> np.ndarray:
         """Boolean mask of one structure, shape of the scan."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from clseg.volume import Spacing
@@ -36,3 +38,9 @@ def body_box(hu: np.ndarray, spacing: Spacing, *, margin_mm: float = 15.0, probe
         first, last = min(part[axis].start for part in large), max(part[axis].stop for part in large)
         box.append(slice(max(0, first * step - margin), min(size, last * step + margin)))
     return tuple(box)  # type: ignore[return-value]
+
+
+def around(boxes: Sequence[Box]) -> Box:
+    """The smallest box around one or more."""
+    i, j, k = (slice(min(part.start for part in axis), max(part.stop for part in axis)) for axis in zip(*boxes, strict=True))
+    return i, j, k

@@ -81,15 +81,10 @@ def _contours(segments: Segments, anatomy: Anatomy, grid: Grid) -> list[Dataset]
 
 
 def _outlines(segments: Segments, anatomy: Anatomy, grid: Grid) -> Iterator[tuple[Plane, Outline]]:
-    pieces = list(segments.pieces(anatomy))
-    if len(pieces) == 1:
-        layer, box = pieces[0]
-        mask, corner = layer[box] == anatomy.id, (box[0].start, box[1].start, box[2].start)
-    else:
-        mask, corner = segments.mask(anatomy), (0, 0, 0)
+    mask, (i, j, first) = segments.cut(anatomy)
     for k in np.flatnonzero(mask.any(axis=(0, 1))).tolist():
         for outline in outlines(mask[:, :, k]):
-            yield grid.planes[k + corner[2]], outline + np.array(corner[:2])
+            yield grid.planes[k + first.start], outline + np.array([i.start, j.start])
 
 
 def _in_patient(outline: Outline, plane: Plane, grid: Grid) -> np.ndarray:

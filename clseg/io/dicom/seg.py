@@ -61,9 +61,14 @@ def write_seg(file: AnyPath, segments: Segments, source: SourceSeries | None, *,
 
 
 def check_seg(source: SourceSeries | None) -> None:
-    """Raises UsageError without a source and OutputError without highdicom: what can be known before a scan is segmented."""
+    """Raises UsageError without a source and OutputError without highdicom."""
     if source is None:
         raise UsageError("A DICOM segmentation refers to the DICOM series of its scan, but this scan is none.", tip="Give the DICOM series, or choose another type of results.")
+    check_highdicom()
+
+
+def check_highdicom() -> None:
+    """OutputError without highdicom, which can be known before a scan is segmented."""
     try:
         import highdicom  # noqa: F401
     except ImportError as error:

@@ -10,6 +10,7 @@ import numpy as np
 from clseg.catalogue import Anatomy
 from clseg.io.files import writing
 from clseg.io.segments import Segments
+from clseg.spatial.crop import around
 from clseg.spatial.surface import Surface, surface_of
 
 SPACE = "SPACE=LPS"  # what 3D Slicer looks for in headers and comments
@@ -22,9 +23,7 @@ def skin(segments: Segments, anatomy: Anatomy) -> Surface:
     if len(holding) == 1:
         layer, box = holding[0]
         return surface_of(layer, anatomy.id, box, segments.scan.affine)
-    boxes = [box for _, box in holding]
-    around = tuple(slice(min(b[n].start for b in boxes), max(b[n].stop for b in boxes)) for n in range(3))
-    return surface_of(segments.mask(anatomy), 1, around, segments.scan.affine)  # type: ignore[arg-type]
+    return surface_of(segments.mask(anatomy), 1, around([box for _, box in holding]), segments.scan.affine)
 
 
 def write_stl(path: Path, surface: Surface, anatomy: Anatomy) -> None:

@@ -16,7 +16,7 @@ from clseg.io.formats.nrrd import write_nrrd
 from clseg.io.segments import Segments
 from clseg.io.terminology import SCHEME, Code, terms_of
 from clseg.io.voxels import Piece, fortran, slabs
-from clseg.spatial.crop import Box
+from clseg.spatial.crop import Box, around
 from clseg.volume import Shape, Volume
 
 _SLAB_VOXELS = 1 << 22
@@ -56,20 +56,15 @@ def _layers(segments: Segments) -> list[_Layer]:
         holds = tuple(a for a in segments.present if a.id in there and a not in split)
         if holds:
             named = _without(array, [a.id for a in split if a.id in there])
-            found.append(_Layer(named, holds, _around([there[a.id].box for a in holds])))
+            found.append(_Layer(named, holds, around([there[a.id].box for a in holds])))
     for anatomy in split:
         boxes = [box for _, box in segments.pieces(anatomy)]
-        found.append(_Layer(segments.mask(anatomy) * np.uint16(anatomy.id), (anatomy,), _around(boxes)))
+        found.append(_Layer(segments.mask(anatomy) * np.uint16(anatomy.id), (anatomy,), around(boxes)))
     return found
 
 
 def _without(array: np.ndarray, ids: list[int]) -> np.ndarray:
     return np.where(np.isin(array, ids), 0, array) if ids else array
-
-
-def _around(boxes: list[Box]) -> Box:
-    """The smallest box around several."""
-    return tuple(slice(min(b[n].start for b in boxes), max(b[n].stop for b in boxes)) for n in range(3))  # type: ignore[return-value]
 
 
 def _voxels(layers: list[_Layer], dtype: np.dtype, shape: Shape) -> Iterator[Piece]:
