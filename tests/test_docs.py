@@ -66,7 +66,7 @@ def shown_as(value: object) -> str:
 def parse(words: list[str]) -> str:
     """Parse as the program would, without running anything; a wrong option raises. Returns the command's name, `clseg` for the main job."""
     program = typer.main.get_command(app)
-    context = program.make_context("clseg", list(words))
+    context = program.make_context("clseg", ["1" if re.fullmatch(r"\$[A-Z_]+", word) else word for word in words])  # $SLURM_CPUS_PER_TASK
     names = [context.info_name]
     while rest := rest_of(context):  # down through the groups: weights → fetch
         name, command, arguments = context.command.resolve_command(context, rest)
