@@ -80,7 +80,7 @@ class Segmentation:
     @cached_property
     def segments(self) -> Segments:
         """What writers of files need to know."""
-        return Segments(self.scan, self.layers, self.wanted)
+        return Segments(self.scan, self.layers, self.wanted, self.facts.get("model", {}).get("name", ""))
 
     def statistics(self) -> dict[str, Statistics]:
         """Volume, HU, place and completeness of every wanted structure; see `clseg.measure`."""

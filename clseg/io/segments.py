@@ -19,12 +19,14 @@ class Segments:
     """`layers` are integer maps of catalogue ids on the grid of `scan`; a structure and its parts overlap, so they lie on different ones.
 
     `wanted` are the structures that were looked for, in the order of the catalogue;
-    those with at least one voxel are `present`.
+    those with at least one voxel are `present`.  `model` is the name of the model that
+    found them, empty where none did.
     """
 
     scan: Volume
     layers: tuple[np.ndarray, ...]
     wanted: tuple[Anatomy, ...]
+    model: str = ""
 
     @cached_property
     def regions(self) -> tuple[dict[int, Region], ...]:

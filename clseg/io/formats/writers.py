@@ -42,19 +42,19 @@ def _free() -> list[str]:
 def _dicom_seg(path: Path, segments: Segments, source: Source) -> bool:
     from clseg.io.dicom.seg import write_seg
 
-    return write_seg(path, segments, source)
+    return write_seg(path, segments, source, model=segments.model)
 
 
 def _dicom_labelmap(path: Path, segments: Segments, source: Source) -> bool:
     from clseg.io.dicom.seg import write_seg
 
-    return write_seg(path, segments, source, kind="labelmap")
+    return write_seg(path, segments, source, kind="labelmap", model=segments.model)
 
 
 def _dicom_rtstruct(path: Path, segments: Segments, source: Source) -> bool:
     from clseg.io.dicom.rtstruct import write_rtstruct
 
-    return write_rtstruct(path, segments, source)
+    return write_rtstruct(path, segments, source, model=segments.model)
 
 
 _WHOLE: Mapping[str, Callable[[Path, Segments, Source], bool | None]] = {
