@@ -141,7 +141,7 @@ def test_dicom_writers_get_file_segments_and_source(tmp_path, monkeypatch, type,
         monkeypatch.setitem(sys.modules, stand_in.__name__, stand_in)
     found = replace(segmentation(), source="the series")
     found.save(tmp_path, types=type)
-    options = {"kind": kind} if kind == "labelmap" else {}
+    options = {"model": "", **({"kind": kind} if kind == "labelmap" else {})}
     assert called == [(tmp_path / name, ["body", "liver", "gtv_liver"], "the series", options)]
     assert files_in(tmp_path) == {name, "run.json"}
     replace(found, layers=(np.zeros_like(found.layers[0]),)).save(tmp_path, types=type)

@@ -187,7 +187,7 @@ def measured(decoder: Decoder) -> Iterator[Measured]:
 
         return hook
 
-    handles = [part.register_forward_pre_hook(watch(stage)) for stage, part in enumerate(decoder.convs)]
+    handles = [part[0].register_forward_pre_hook(watch(stage)) for stage, part in enumerate(decoder.convs)]
     try:
         yield result
     finally:
