@@ -77,6 +77,15 @@ def _plans(kind: Kind) -> dict[str, Any]:
     }
 
 
+def _strides(kind: Kind) -> list[list[int]]:
+    """The steps of every stage: an axis is halved as long as that comes out and four voxels are left, as nnU-Net plans it."""
+    size, strides = list(kind.patch), [[1, 1, 1]]
+    for _ in kind.widths[1:]:
+        strides.append([2 if n % 2 == 0 and n >= 8 else 1 for n in size])
+        size = [n // step for n, step in zip(size, strides[-1], strict=True)]
+    return strides
+
+
 def _architecture(kind: Kind) -> dict[str, Any]:
     stages = len(kind.widths)
     return {
@@ -86,7 +95,7 @@ def _architecture(kind: Kind) -> dict[str, Any]:
             "features_per_stage": list(kind.widths),
             "conv_op": "torch.nn.modules.conv.Conv3d",
             "kernel_sizes": [[3, 3, 3]] * stages,
-            "strides": [[1, 1, 1], *[[2, 2, 2]] * (stages - 1)],
+            "strides": _strides(kind),
             "n_conv_per_stage": [2] * stages,
             "n_conv_per_stage_decoder": [2] * (stages - 1),
             "conv_bias": True,
