@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from clseg.errors import OutputError
@@ -12,6 +13,41 @@ from clseg.io.formats import FORMATS, Source
 from clseg.io.formats.writers import check_source, write_one, write_whole
 from clseg.io.segments import Segments
 from clseg.output import Output
+from clseg.report.statistics import CLSEG, check_format
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What is to be written of a segmentation.
+
+    `multilabel` writes one label map instead of one mask per structure.  `types` are
+    formats (nifti, nrrd, seg.nrrd, dicom_seg, dicom_labelmap, dicom_rtstruct), `mesh`
+    surfaces (stl, obj, ply) and `label_tables` tables for other programs (itksnap,
+    slicer), each one word, several with commas, or several words.  `bids` makes the
+    output a BIDS dataset of derivatives and is the name of the case: that of its file
+    where it is named as BIDS wants it.  `statistics` come in `stats_format` (clseg or
+    totalsegmentator); `radiomics` adds its features.  `preview` is a picture.
+
+    Raises UsageError for an unknown format of statistics; `at` for other words that are
+    not known or do not go together.
+    """
+
+    multilabel: bool = False
+    types: Iterable[str] | str | None = None
+    mesh: Iterable[str] | str = ()
+    label_tables: Iterable[str] | str = ()
+    bids: str | None = None
+    statistics: bool = False
+    stats_format: str = CLSEG
+    radiomics: bool = False
+    preview: bool = False
+
+    def __post_init__(self) -> None:
+        check_format(self.stats_format)
+
+    def at(self, path: Path) -> Output:
+        """Where all this goes, and what it is called."""
+        return Output.at(path, self.multilabel, types=self.types, mesh=self.mesh, label_tables=self.label_tables, bids=self.bids)
 
 
 def find_source(types: Iterable[str], path: AnyPath, series: str | None = None) -> Source:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +22,7 @@ from clseg.measure import FamilyStatistics, Statistics, measure, measure_familie
 from clseg.output import Output
 from clseg.radiomics import Features, features
 from clseg.report.statistics import CLSEG, Measured, check_format, save_statistics
-from clseg.results import bytes_needed, check_possible, find_source, remove, write_results
+from clseg.results import Outputs, bytes_needed, check_possible, find_source, remove, write_results
 from clseg.review import Certainty, Review, review, scattered
 from clseg.stopwatch import Stopwatch
 from clseg.volume import Volume
@@ -113,20 +113,7 @@ class Segmentation:
         several = [a for a in self.present if a.single_component and (self._statistics[a.name].components or 0) > 1]
         return review(self._statistics, self.wanted, self.certainties, apart={a.name: scattered(self.segments.cut(a)[0]) for a in several})
 
-    def save(
-        self,
-        output: str | os.PathLike[str],
-        *,
-        multilabel: bool = False,
-        statistics: bool = False,
-        preview: bool = False,
-        stats_format: str = CLSEG,
-        radiomics: bool = False,
-        types: Iterable[str] | str | None = None,
-        mesh: Iterable[str] | str = (),
-        label_tables: Iterable[str] | str = (),
-        bids: str | None = None,
-    ) -> list[Path]:
+    def save(self, output: str | os.PathLike[str], **outputs: Any) -> list[Path]:
         """Write everything and return the files, each of which appears whole or not at all.
 
         What an earlier run left there and this one does not write is removed where it would contradict it.  `output` is a
@@ -134,16 +121,13 @@ class Segmentation:
         name ending in .nii.gz, .nii, .nrrd or .seg.nrrd for one file; statistics and `run.json` then take its name as
         prefix, so that a loop over scans never overwrites its own results.
 
-        `stats_format` is `clseg` or `totalsegmentator`; `radiomics` adds its features.
-
-        `types` are formats (nifti, nrrd, seg.nrrd, dicom_seg, dicom_labelmap, dicom_rtstruct), `mesh` surfaces (stl, obj,
-        ply) and `label_tables` tables for other programs (itksnap, slicer).  `bids` makes `output` a BIDS dataset of
-        derivatives and is the name of the case: that of its file where it is named as BIDS wants it.
+        All else is a field of `clseg.results.Outputs`: `multilabel`, `types`, `mesh`, `label_tables`, `bids`,
+        `statistics`, `stats_format`, `radiomics`, `preview`.
 
         Raises UsageError for words that are not known or do not go together, OutputError when a file cannot be written.
         """
-        check_format(stats_format)
-        place = Output.at(Path(output), multilabel, types=types, mesh=mesh, label_tables=label_tables, bids=bids)
+        wish = Outputs(**outputs)
+        place = wish.at(Path(output))
         source = self.source or (find_source(place.types, *self.read_from) if self.read_from else None)
         check_possible(place, source)
         watch = Stopwatch(list(self.stopwatch.laps))
@@ -152,10 +136,10 @@ class Segmentation:
             check_writable(prepare_folder(place.folder), bytes_needed(self.segments, place) + (0 if self.confidence_map is None else self.scan.array.size // 4))
             remove([run, *stale])  # run.json first: where it stands, the results beside it are complete
             files = write_results(self.segments, place, source) + self._save_confidence(place)
-        if statistics:
+        if wish.statistics:
             with watch.lap("statistics"):
-                files += save_statistics(place, self.measured(radiomics=radiomics), format=stats_format)
-        if preview:
+                files += save_statistics(place, self.measured(radiomics=wish.radiomics), format=wish.stats_format)
+        if wish.preview:
             with watch.lap("preview"):
                 files.append(self._save_preview(place))
         files.append(run)

@@ -17,8 +17,7 @@ FAST_STEP = 0.8
 class Settings:
     """`step` is the distance between windows as a share of the window; `threads` 0 leaves torch's choice.
 
-    `fast` puts the windows FAST_STEP apart, the most that models here bear well, and
-    is refused together with another step.  `max_memory` is how many bytes the process
+    `fast` puts the windows FAST_STEP apart and is refused together with another step.  `max_memory` is how many bytes the process
     may hold at once, peak resident set size (None: as many as it likes); a run that
     cannot do with them is refused before anything is computed.
     `restore` brings labels back to the scan with `smooth` borders or by `nearest`

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from clseg.errors import WeightsError
-from clseg.network.blocks import ConvNormAct, ResidualBlock, convolution
+from clseg.network.blocks import ConvNormAct, ResidualBlock, Up, convolution
 from clseg.network.decoder import Decoder, _meeting
 from clseg.network.encoder import Encoder
 from clseg.network.spec import DecoderSpec, EncoderSpec, Grid, Intensity, Level, Stage
@@ -226,3 +226,19 @@ def test_normalising_in_place_is_torchs_own_to_the_last_bit(batch: int, act: boo
         expected = block.act(nn.functional.instance_norm(block.conv(x), weight=block.norm.weight, bias=block.norm.bias, eps=1e-5))
     assert torch.equal(found, expected)
     assert torch.equal(x, before)
+
+
+def test_wide_layers_keep_their_channels_last_in_inference_alone() -> None:
+    """From 16 channels on a block hands on channels last in inference mode, with the numbers of the plain way; in training and in no_grad it does not."""
+    torch.manual_seed(6)
+    block = nn.Sequential(ConvNormAct(16, 24, THREE), Up(24, 16, (2, 2, 2)), ConvNormAct(16, 16, THREE))
+    x = torch.randn(1, 16, 9, 8, 7)
+    trained = block(x).detach()
+    with torch.no_grad():
+        plain = block(x)
+    with torch.inference_mode():
+        found = block(x)
+    assert found.is_contiguous(memory_format=torch.channels_last_3d)
+    assert trained.is_contiguous()
+    assert plain.is_contiguous()
+    torch.testing.assert_close(found, trained, atol=1e-5, rtol=1e-4)

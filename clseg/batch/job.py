@@ -12,6 +12,7 @@ import clseg
 from clseg.batch.case import Case
 from clseg.errors import ClsegError
 from clseg.output import Output
+from clseg.results import Outputs
 from clseg.settings import Settings
 
 DONE, KEPT, FAILED, FATAL = "done", "kept", "failed", "fatal"
@@ -20,7 +21,7 @@ _WHERE = ("device", "threads", "offline", "sources", "max_memory")  # settings t
 
 @dataclass(frozen=True)
 class Job:
-    """`output` receives one folder per case; `outputs` are the keywords of `Segmentation.save`.
+    """`output` receives one folder per case; `outputs` are fields of `Outputs`.
 
     With `resume` a case is kept as it is when its run.json says that the same was wanted
     of the same scan; `command` is noted there.
@@ -44,8 +45,7 @@ class Job:
 
     def place(self, case: Case) -> Output:
         """The same with the names of the files there."""
-        how = ("multilabel", "types", "mesh", "label_tables", "bids")
-        return Output.at(self.folder(case), **{"multilabel": False, **{name: self.outputs[name] for name in how if name in self.outputs}})
+        return Outputs(**self.outputs).at(self.folder(case))
 
     def request(self, structures: list[str], weights: Mapping[str, str]) -> dict[str, Any]:
         """All that decides what comes out for a given scan, as plain JSON."""

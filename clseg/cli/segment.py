@@ -111,13 +111,13 @@ def run(
         sources = known(given, offline)
         options = {"model": model, "device": device, "step": step, "threads": threads, "restore": restore}
         options |= {"fast": fast, "max_memory": max_memory, "confidence_map": save_confidence, "offline": offline, "sources": sources, "series": series}
-        written = {"multilabel": multilabel, "types": output_type, "mesh": mesh or (), "label_tables": label_tables or (), "bids": case_name(input, bids, subject)}
-        outputs = {**written, "statistics": stats, "stats_format": stats_format, "radiomics": radiomics, "preview": preview}
+        outputs = {"multilabel": multilabel, "types": output_type, "mesh": mesh or (), "label_tables": label_tables or (), "bids": case_name(input, bids, subject)}
+        outputs |= {"statistics": stats, "stats_format": stats_format, "radiomics": radiomics, "preview": preview}
         many = Many(resume, cluster, workers)
         if (cases := many.cases(input, output, names, model, sources)) is not None:
             segment_many(cases, job_of(output, names, options, outputs, many, given), many, terminal, overwrite=overwrite, profile=profile)
             return
-        place = Output.at(output, **written)
+        place = place_of(output, outputs)
         check_call(input, place, names, model, device, overwrite, sources)
         source = source_of_dicom(input, series, place)
         result = segment_and_save(input, output, names, terminal, options, outputs, source=source)
@@ -160,6 +160,13 @@ def case_name(input: Path, bids: bool, subject: str | None) -> str | None:
     if subject is not None and not bids:
         raise UsageError("--subject names a case in a BIDS dataset, but none is written.", tip="Add --bids.")
     return (subject or input.name or input.resolve().name) if bids else None
+
+
+def place_of(output: Path, outputs: dict[str, Any]) -> Output:
+    """Where the results go."""
+    from clseg.results import Outputs
+
+    return Outputs(**outputs).at(output)
 
 
 def source_of_dicom(input: Path, series: str | None, place: Output) -> Any:

@@ -54,7 +54,7 @@ class Up(nn.ConvTranspose3d):
 
 
 def channels_last(x: torch.Tensor) -> torch.Tensor:
-    """`x` with its channels last in memory where that is faster: in inference on a CPU, not in training (`benchmarks/convolution.py`)."""
+    """`x` with its channels last in memory where that is faster: in inference on a CPU, not in training (LOG.md, 2026-11-26)."""
     return x.contiguous(memory_format=LAST) if _in_inference(x) else x
 
 
