@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -212,6 +213,21 @@ def test_who_interrupts_is_told_how_it_goes_on(scans, tmp_path, monkeypatch):
     ]
 
 
+def alive(group, *, patience_s=5.0):
+    """The processes of a group that still run `patience_s` later; those that have ended and wait for init to notice do not count."""
+    psutil = pytest.importorskip("psutil")
+    until = time.monotonic() + patience_s
+    while True:
+        left = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(ProcessLookupError, psutil.NoSuchProcess):
+                if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
+                    left.append(process)
+        if not left or time.monotonic() > until:
+            return left
+        time.sleep(0.1)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one process")
@@ -234,8 +250,7 @@ def test_ctrl_c_stops_cleanly(tiny_model, tmp_path, more):
     assert (running.returncode, stdout) == (130, "")
     assert stderr.splitlines()[-1] == "error: Interrupted; no half-written file is left behind."
     assert "Traceback" not in stderr
-    with pytest.raises(ProcessLookupError):
-        os.killpg(running.pid, 0)  # nobody is left of the group
+    assert not alive(running.pid)
     done = len(list((tmp_path / "out").glob("*/run.json")))
     assert 3 <= done < 16
     assert not [file for file in (tmp_path / "out").rglob("*") if file.name.endswith(".part")]
