@@ -22,6 +22,7 @@ from clseg.inference.merge import Layer
 from clseg.inference.prepare import Placement
 from clseg.io.files import read
 from clseg.spatial.orient import to_orientation
+from clseg.spatial.runs import LabelRuns
 
 Kept = list[tuple[Layer, Placement]]
 
@@ -31,7 +32,7 @@ def watched(scan: Volume, model: str = "starter") -> tuple[Segmentation, Kept]:
     kept: Kept = []
     real = inferring.restore
 
-    def restore(layer: Layer, placement: Placement, like: Volume, *, smooth: bool = True) -> np.ndarray:
+    def restore(layer: Layer, placement: Placement, like: Volume, *, smooth: bool = True) -> LabelRuns:
         kept.append((layer, placement))
         return real(layer, placement, like, smooth=smooth)
 
@@ -59,7 +60,7 @@ def agreement(scan: Volume, copy: Volume, model: str = "starter") -> dict[str, f
     """Dice per structure between the copy's masks and the original's result on the copy's voxels."""
     first, kept = watched(scan, model)
     second, there = watched(copy, model)
-    maps = [inferring.restore(layer, placement, copy) for (layer, _), (_, placement) in zip(kept, there, strict=True)]
+    maps = [np.asarray(inferring.restore(layer, placement, copy)) for (layer, _), (_, placement) in zip(kept, there, strict=True)]
     found = {}
     for anatomy in first.present:
         mask = np.any([ids == anatomy.id for ids in maps], axis=0)

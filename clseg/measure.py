@@ -17,7 +17,8 @@ import numpy as np
 from clseg.errors import InputError
 from clseg.families import Family
 from clseg.spatial.pieces import count_pieces
-from clseg.spatial.regions import memory_order, regions
+from clseg.spatial.regions import Region, memory_order, regions
+from clseg.spatial.runs import LabelRuns
 from clseg.volume import Volume
 
 Point = tuple[float, float, float]
@@ -83,11 +84,11 @@ class FamilyStatistics(Statistics):
 
 
 def measure(
-    layers: Sequence[np.ndarray], ct: Volume, wanted: Mapping[str, int], *, out_of_range: Collection[str] = ()
+    layers: Sequence[np.ndarray | LabelRuns], ct: Volume, wanted: Mapping[str, int], *, out_of_range: Collection[str] = ()
 ) -> dict[str, Statistics]:
     """Statistics of every wanted structure, in the order of `wanted` (name → id, from 1).
 
-    `layers` are integer label maps of the CT's shape, 0 is background; there are
+    `layers` are integer label maps (arrays or runs) of the CT's shape, 0 is background; there are
     several because parents and parts overlap, and an id appears in one of them
     only.  HU are taken from `ct` as they are (any dtype; sums in float64).
     `out_of_range` names the structures that were not looked for; it explains why
@@ -102,15 +103,15 @@ def measure(
     axes, image = _in_memory_order(ct)
     found: dict[str, Statistics] = {}
     for layer in layers:
-        labels = np.ascontiguousarray(layer.transpose(axes))
-        there = regions(labels)
+        labels = _Turned(layer, axes)
+        there = labels.regions()
         for name, number in wanted.items():
             if number not in there:
                 continue
             if name in found:
                 raise InputError(f"'{name}' (id {number}) appears in two label maps, expected in one.")
             box, large = there[number].box, there[number].voxels >= _MANY
-            mask = _Where(labels[box], number) if large else labels[box] == number
+            mask = _Where(labels, box, number) if large else labels[box] == number
             found[name] = _in_given_order(_measure_one(mask, box, image), axes)
     return {
         name: found.get(name) or Statistics("out_of_range" if name in out_of_range else "absent") for name in wanted
@@ -118,7 +119,7 @@ def measure(
 
 
 def measure_families(
-    layers: Sequence[np.ndarray],
+    layers: Sequence[np.ndarray | LabelRuns],
     ct: Volume,
     wanted: Mapping[str, int],
     families: Sequence[Family],
@@ -166,7 +167,7 @@ def _in_memory_order(ct: Volume) -> tuple[tuple[int, int, int], Volume]:
     return axes, Volume(ct.array.transpose(axes), ct.affine[:, [*axes, 3]])
 
 
-def _check(layers: Sequence[np.ndarray], ct: Volume, wanted: Mapping[str, int]) -> None:
+def _check(layers: Sequence[np.ndarray | LabelRuns], ct: Volume, wanted: Mapping[str, int]) -> None:
     for layer in layers:
         if layer.shape != ct.shape:
             raise InputError(f"A label map has shape {layer.shape}, the CT has {ct.shape}: they must be the same.")
@@ -177,17 +178,39 @@ def _check(layers: Sequence[np.ndarray], ct: Volume, wanted: Mapping[str, int]) 
             raise InputError(f"The id of '{name}' is {number}, expected 1 or more (0 is background).")
 
 
-class _Where:
-    """The mask `labels == number`, made where it is looked at: that of a body in a long scan is never there as a whole."""
+class _Turned:
+    """A label map with its axes in another order.  Runs stay runs where that is how they lie; otherwise they become an array."""
 
-    def __init__(self, labels: np.ndarray, number: int) -> None:
-        self.labels, self.number, self.shape = labels, number, labels.shape
+    def __init__(self, layer: np.ndarray | LabelRuns, axes: tuple[int, int, int]) -> None:
+        if isinstance(layer, LabelRuns) and axes == (2, 1, 0):
+            self._layer, self._axes = layer, axes
+        else:
+            self._layer, self._axes = np.ascontiguousarray(np.asarray(layer).transpose(axes)), (0, 1, 2)
+
+    def regions(self) -> dict[int, Region]:
+        """Where every label lies along the turned axes."""
+        there = regions(self._layer)
+        return {id: Region(tuple(one.box[axis] for axis in self._axes), one.voxels) for id, one in there.items()}  # type: ignore[misc]
+
+    def __getitem__(self, box: tuple[slice, slice, slice]) -> np.ndarray:
+        part = self._layer[tuple(box[axis] for axis in self._axes)]  # (2, 1, 0) is its own inverse
+        return part.transpose(self._axes)
+
+
+class _Where:
+    """The mask `labels == number` of a box, made where it is looked at: that of a body in a long scan is never there as a whole."""
+
+    def __init__(self, labels: _Turned, box: tuple[slice, slice, slice], number: int) -> None:
+        self.labels, self.box, self.number = labels, box, number
+        self.shape = tuple(part.stop - part.start for part in box)
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return self.shape[0]
 
     def __getitem__(self, rows: slice) -> np.ndarray:
-        return self.labels[rows] == self.number
+        first, last, _ = rows.indices(len(self))
+        start = self.box[0].start
+        return self.labels[slice(start + first, start + last), self.box[1], self.box[2]] == self.number
 
 
 _Mask = np.ndarray | _Where
@@ -218,7 +241,7 @@ def _measure_one(mask: _Mask, box: tuple[slice, slice, slice], image: Volume) ->
 
 
 def _measure_family(
-    layers: Sequence[np.ndarray], ct: Volume, wanted: Mapping[str, int], family: Family, measured: Mapping[str, Statistics]
+    layers: Sequence[np.ndarray | LabelRuns], ct: Volume, wanted: Mapping[str, int], family: Family, measured: Mapping[str, Statistics]
 ) -> FamilyStatistics:
     unsought = tuple(name for name in family.members if measured[name].status == "out_of_range")
     members = tuple(name for name in family.members if name not in unsought)
@@ -232,7 +255,7 @@ def _measure_family(
     return FamilyStatistics(**{**vars(union), "status": status}, members=members, missing=missing)
 
 
-def _measure_union(layers: Sequence[np.ndarray], ct: Volume, places: Mapping[int, Box]) -> Statistics:
+def _measure_union(layers: Sequence[np.ndarray | LabelRuns], ct: Volume, places: Mapping[int, Box]) -> Statistics:
     """Statistics of the voxels that have one of the ids; `places` says in which box every id lies."""
     ends = np.array(list(places.values()))  # (ids, axes, 2)
     low, high = ends[:, :, 0].min(axis=0), ends[:, :, 1].max(axis=0)

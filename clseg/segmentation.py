@@ -24,6 +24,7 @@ from clseg.radiomics import Features, features
 from clseg.report.statistics import CLSEG, Measured, check_format, save_statistics
 from clseg.results import Outputs, bytes_needed, check_possible, find_source, remove, write_results
 from clseg.review import Certainty, Review, review, scattered
+from clseg.spatial.runs import LabelRuns
 from clseg.stopwatch import Stopwatch
 from clseg.volume import Volume
 
@@ -32,9 +33,9 @@ from clseg.volume import Volume
 class Segmentation:
     """The structures found in one scan.
 
-    `scan` is the CT as it was read.  `layers` are uint16 label maps of catalogue ids
-    on its grid: a structure and its parts (body, skeleton, mandible) overlap, so they
-    lie on different layers, parts later.  `wanted` is what was asked for;
+    `scan` is the CT as it was read.  `layers` are label maps of catalogue ids on its
+    grid, uint16 arrays or `LabelRuns` (np.asarray makes arrays of them): a structure and
+    its parts (body, skeleton, mandible) overlap, so they lie on different layers, parts later.  `wanted` is what was asked for;
     `out_of_range` are those that no slice of the scan can show.  DICOM results refer to
     `source`, the DICOM series of the scan; where it is None, to that in `read_from`, the
     path of the scan and the series that was named.
@@ -44,7 +45,7 @@ class Segmentation:
     """
 
     scan: Volume
-    layers: tuple[np.ndarray, ...]
+    layers: tuple[np.ndarray | LabelRuns, ...]
     wanted: tuple[Anatomy, ...]
     out_of_range: frozenset[str] = frozenset()
     facts: Mapping[str, Any] = field(default_factory=dict)
@@ -62,7 +63,7 @@ class Segmentation:
     @cached_property
     def labels(self) -> Volume:
         """One label map on the scan's grid; where structures overlap the part hides the whole."""
-        return self.scan.like(self.segments.flat())
+        return self.scan.like(np.asarray(self.segments.flat()))
 
     def mask(self, name: str) -> np.ndarray:
         """Boolean mask of one structure, shape of the scan; UnknownName when it was not asked for."""

@@ -28,6 +28,7 @@ from clseg.inference.prepare import Placement, onto_grid, place
 from clseg.inference.restore import restore
 from clseg.progress import SILENT, Progress
 from clseg.settings import Settings
+from clseg.spatial.runs import LabelRuns, slices_of
 from clseg.stopwatch import Stopwatch
 from clseg.volume import Volume
 
@@ -36,8 +37,8 @@ if TYPE_CHECKING:
 
 UPSIDE_DOWN = "The body seems to lie upside down: its parts come from head to feet where the header says feet to head; organs may be missed."
 
-Layers = dict[int, np.ndarray]
-"""depth in the catalogue → uint16 ids on the scan's grid"""
+Layers = dict[int, LabelRuns]
+"""depth in the catalogue → ids on the scan's grid"""
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Task:
     confidence: Confidence = field(default_factory=Confidence)
 
 
-def infer(scan: Volume, parts: Parts, task: Task) -> tuple[list[np.ndarray], list[str]]:
+def infer(scan: Volume, parts: Parts, task: Task) -> tuple[list[LabelRuns], list[str]]:
     """Label maps on the scan's grid, parts later, and the structures whose decoders were out of range.
 
     Decoders with a plan run as it says, the others the house's way; where both want a
@@ -66,11 +67,16 @@ def infer(scan: Volume, parts: Parts, task: Task) -> tuple[list[np.ndarray], lis
         ours, ours_reached = house(scan, parts, task)
         reached |= ours_reached
         for depth, ids in ours.items():
-            if depth in layers:
-                np.copyto(layers[depth], ids, where=layers[depth] == 0)
-            layers.setdefault(depth, ids)
-    ordered = [np.asfortranarray(layers[depth]) for depth in sorted(layers)]
-    return ordered, [a.name for a in task.wanted if a.name not in reached]
+            layers[depth] = _filled_up(layers[depth], ids) if depth in layers else ids
+    return [layers[depth] for depth in sorted(layers)], [a.name for a in task.wanted if a.name not in reached]
+
+
+def _filled_up(first: LabelRuns, second: LabelRuns) -> LabelRuns:
+    """`first`, and `second` where that is empty."""
+    both = LabelRuns(first.shape)
+    for rows, labels in slices_of(first):
+        both.put(rows.start, np.where(labels == 0, second[:, :, rows], labels))
+    return both
 
 
 # ---- decoders with a plan of another program --------------------------------------------------------------------------

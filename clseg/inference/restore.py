@@ -14,7 +14,7 @@ does not depend on what else was asked for, except where the two touch.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -23,30 +23,60 @@ import numpy as np
 from clseg.inference.merge import FULL, HALF, Faint, Layer
 from clseg.inference.prepare import Placement
 from clseg.spatial.crop import Box
-from clseg.spatial.orient import to_orientation
+from clseg.spatial.orient import axis_order, to_orientation
+from clseg.spatial.runs import LabelRuns
 from clseg.volume import Shape, Volume
 
 TILE = (64, 64, 32)  # voxels of the scanner's grid at a time: small enough for the cache, and for products that wake no threads
 BORDER = FULL / 2  # between HALF, the most of what did not win, and the least of what did
 
 
-def restore(layer: Layer, placement: Placement, like: Volume, *, smooth: bool = True) -> np.ndarray:
-    """The layer's ids on the grid of `like`, uint16, in Fortran order as NIfTI files are.
+def restore(layer: Layer, placement: Placement, like: Volume, *, smooth: bool = True) -> LabelRuns:
+    """The layer's ids on the grid of `like`.
 
     Without `smooth` every voxel has the id of the nearest one on the model's grid.
     """
-    out = np.zeros(like.shape, np.uint16, order="F")
-    turned = to_orientation(Volume(out, like.affine), placement.orientation).array  # a view: what is written there is in `out`
-    (_fill_smoothly if smooth else _fill_by_nearest)(turned, layer, placement)
-    return out
+    fill = (_Smooth if smooth else _Nearest)(layer, placement).fill
+    runs = LabelRuns(like.shape)
+    for sheet in _sheets(like, placement.orientation):
+        fill(sheet.turned, sheet.rows)
+        runs.put(sheet.first, sheet.array)
+    return runs
 
 
-def _fill_by_nearest(turned: np.ndarray, layer: Layer, placement: Placement) -> None:
-    (x, from_x), (y, from_y), (z, from_z) = map(_nearest, placement.outward)
-    inside = turned[x, y, z]
-    for rows in _parts(inside.shape[2], TILE[2]):
-        ids = layer.labels.T[np.ix_(from_z[rows], from_y, from_x)]  # (z, y, x), as files are
-        inside[:, :, rows] = ids.T
+@dataclass(frozen=True)
+class _Sheet:
+    """Slices of the scan from `first` on, empty at first; `turned` is a view in the model's axes, where they are `rows` of the third."""
+
+    first: int
+    array: np.ndarray
+    turned: np.ndarray
+    rows: slice
+
+
+def _sheets(like: Volume, code: str) -> Iterator[_Sheet]:
+    """The scan, one sheet after the other; one sheet is all of it where its slices are not those of the model."""
+    length, axial = like.shape[2], axis_order(like, code)[2] == 2
+    for part in _parts(length, TILE[2] if axial else length):
+        array = np.zeros((*like.shape[:2], part.stop - part.start), np.uint16, order="F")
+        turned = to_orientation(Volume(array, like.affine), code).array
+        first = 0 if not axial else part.start if like.orientation[2] == code[2] else length - part.stop
+        yield _Sheet(part.start, array, turned, slice(first, first + turned.shape[2]))
+
+
+class _Nearest:
+    """Every voxel has the id of the nearest one on the model's grid."""
+
+    def __init__(self, layer: Layer, placement: Placement) -> None:
+        self.layer, self.axes = layer, [_nearest(weights) for weights in placement.outward]
+
+    def fill(self, turned: np.ndarray, rows: slice) -> None:
+        (x, from_x), (y, from_y), (z, from_z) = self.axes
+        first, last = max(rows.start, z.start), min(rows.stop, z.stop)
+        for part in _parts(max(0, last - first), TILE[2]):
+            these = slice(first + part.start, first + part.stop)
+            ids = self.layer.labels.T[np.ix_(from_z[_within(these, z)], from_y, from_x)]  # (z, y, x), as files are
+            turned[x, y, _within(these, rows)] = ids.T
 
 
 def _nearest(weights: np.ndarray) -> tuple[slice, np.ndarray]:
@@ -56,13 +86,21 @@ def _nearest(weights: np.ndarray) -> tuple[slice, np.ndarray]:
     return inside, weights[inside].argmax(axis=1)
 
 
-def _fill_smoothly(turned: np.ndarray, layer: Layer, placement: Placement) -> None:
-    structures, (wx, wy, wz) = _structures(layer, placement), placement.outward
-    across, desk = list(product(*map(_parts, turned.shape[:2], TILE[:2]))), _Desk()
-    for rows in _parts(turned.shape[2], TILE[2]):
-        bands = [band for one in structures if (band := _band(layer, one, wz[rows]))]
-        for x, y in across:
-            _fill(turned[x, y, rows].T, bands, wx[x], wy[y], desk)
+class _Smooth:
+    """Every voxel has the structure whose interpolated field is largest there."""
+
+    def __init__(self, layer: Layer, placement: Placement) -> None:
+        self.layer, self.weights = layer, placement.outward
+        self.structures, self.desk = _structures(layer, placement), _Desk()
+
+    def fill(self, turned: np.ndarray, rows: slice) -> None:
+        wx, wy, wz = self.weights
+        across = list(product(*map(_parts, turned.shape[:2], TILE[:2])))
+        for part in _parts(turned.shape[2], TILE[2]):
+            weights = wz[rows.start + part.start : rows.start + part.stop]
+            bands = [band for one in self.structures if (band := _band(self.layer, one, weights))]
+            for x, y in across:
+                _fill(turned[x, y, part].T, bands, wx[x], wy[y], self.desk)
 
 
 def _parts(length: int, size: int) -> list[slice]:
@@ -195,7 +233,7 @@ def _fill(out: np.ndarray, bands: Sequence[_Band], wx: np.ndarray, wy: np.ndarra
             change *= wins
             ids[region] ^= change  # the id where the field is larger, else what was there
             np.maximum(best[region], own, out=best[region])
-    if ids.any():  # pages of the map that stay empty are never made
+    if ids.any():
         out[...] = ids
 
 

@@ -17,8 +17,9 @@ import numpy as np
 from clseg.errors import InputError, OutputError, UsageError
 from clseg.io.files import AnyPath, existing, writing
 from clseg.io.labels import Labels, to_xml
-from clseg.io.voxels import Piece, as_bytes, as_ids, fortran, gzipped, slabs, structure_slabs
+from clseg.io.voxels import Piece, as_bytes, as_ids, fortran, gzipped, id_type, slabs, structure_slabs
 from clseg.spatial.crop import Box
+from clseg.spatial.runs import LabelRuns
 from clseg.volume import Header, Volume
 
 if TYPE_CHECKING:
@@ -273,13 +274,21 @@ def write_mask(path: AnyPath, array: np.ndarray, like: Volume, *, labels: Labels
     _write(path, voxels.dtype, slabs(voxels), like, labels)
 
 
-def write_structure(path: AnyPath, labels: np.ndarray, id: int, box: Box, like: Volume) -> None:
+def write_label_map(path: AnyPath, parts: Iterable[np.ndarray], like: Volume, labels: Labels) -> None:
+    """Write a label map that comes in `parts` (i, j, n), some slices at a time, as `write_mask` would write the whole; errors as there."""
+    dtype = id_type(max(labels, default=0))
+    _write(path, dtype, (piece for part in parts for piece in slabs(fortran(part, dtype))), like, labels)
+
+
+def write_structure(path: AnyPath, labels: np.ndarray | LabelRuns, id: int, box: Box, like: Volume) -> None:
     """Write the mask of one structure of a label map, like `write_mask` of `labels == id`; errors as there.
 
     `labels` (i, j, k) has the shape of `like` and holds `id` in `box` alone, so that no more than the slices of the box
     is looked at: many structures cost little more than one.
     """
-    _write(path, np.dtype(np.uint8), structure_slabs(like.like(labels).array, id, box), like, None)
+    if labels.shape != like.shape:
+        raise InputError(f"Expected a label map of shape {like.shape} on this grid, given {labels.shape}.")
+    _write(path, np.dtype(np.uint8), structure_slabs(labels, id, box), like, None)
 
 
 def write_volume(path: AnyPath, volume: Volume) -> None:

@@ -11,12 +11,13 @@ import numpy as np
 from clseg.catalogue import Anatomy
 from clseg.spatial.crop import Box, around
 from clseg.spatial.regions import Region, regions
+from clseg.spatial.runs import LabelRuns, slices_of
 from clseg.volume import Volume
 
 
 @dataclass(frozen=True)
 class Segments:
-    """`layers` are integer maps of catalogue ids on the grid of `scan`; a structure and its parts overlap, so they lie on different ones.
+    """`layers` are maps of catalogue ids on the grid of `scan`, arrays or runs; a structure and its parts overlap, so they lie on different ones.
 
     `wanted` are the structures that were looked for, in the order of the catalogue;
     those with at least one voxel are `present`.  `model` is the name of the model that
@@ -24,7 +25,7 @@ class Segments:
     """
 
     scan: Volume
-    layers: tuple[np.ndarray, ...]
+    layers: tuple[np.ndarray | LabelRuns, ...]
     wanted: tuple[Anatomy, ...]
     model: str = ""
 
@@ -38,7 +39,7 @@ class Segments:
         """The structures that have at least one voxel."""
         return tuple(a for a in self.wanted if any(a.id in there for there in self.regions))
 
-    def pieces(self, anatomy: Anatomy) -> Iterator[tuple[np.ndarray, Box]]:
+    def pieces(self, anatomy: Anatomy) -> Iterator[tuple[np.ndarray | LabelRuns, Box]]:
         """The layers that hold the structure, with the box in which it lies there; one layer but for joined results."""
         for layer, there in zip(self.layers, self.regions, strict=True):
             if anatomy.id in there:
@@ -60,9 +61,17 @@ class Segments:
             found[box] |= layer[box] == anatomy.id
         return found
 
-    def flat(self) -> np.ndarray:
-        """One uint16 map, shape of the scan; where structures overlap the part hides the whole."""
-        one = np.zeros(self.scan.shape, np.uint16, order="F")
-        for layer in self.layers:
-            np.copyto(one, layer, where=layer > 0, casting="unsafe")
+    def flat(self) -> LabelRuns:
+        """One map, shape of the scan; where structures overlap the part hides the whole."""
+        one = LabelRuns(self.scan.shape)
+        for rows, labels in self.flat_slices():
+            one.put(rows.start, labels)
         return one
+
+    def flat_slices(self) -> Iterator[tuple[slice, np.ndarray]]:
+        """The same, some slices at a time: which slices, and their labels, uint16 (i, j, n) in Fortran order."""
+        for rows, empty in slices_of(LabelRuns(self.scan.shape)):
+            for layer in self.layers:
+                labels = layer[:, :, rows]
+                np.copyto(empty, labels, where=labels > 0, casting="unsafe")
+            yield rows, empty

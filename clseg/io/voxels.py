@@ -10,6 +10,7 @@ import numpy as np
 
 from clseg.errors import InputError
 from clseg.spatial.crop import Box
+from clseg.spatial.runs import LabelRuns
 
 try:
     from isal import isal_zlib
@@ -37,7 +38,12 @@ def as_ids(array: np.ndarray, *, top: int = 0) -> np.ndarray:
     high = max(high, top)
     if low < 0 or high > 65535:
         raise InputError(f"A mask holds ids from 0 to 65535, this array holds {low} to {high}.")
-    return fortran(array, np.dtype("u1" if high <= 255 else "<u2"))
+    return fortran(array, id_type(high))
+
+
+def id_type(top: int) -> np.dtype:
+    """What files hold ids up to `top` in: uint8, or little-endian uint16."""
+    return np.dtype("u1" if top <= 255 else "<u2")
 
 
 def fortran(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
@@ -59,7 +65,7 @@ def slabs(voxels: np.ndarray) -> Iterator[Piece]:
         yield slab if slab.any() else slab.size
 
 
-def structure_slabs(labels: np.ndarray, id: int, box: Box) -> Iterator[Piece]:
+def structure_slabs(labels: np.ndarray | LabelRuns, id: int, box: Box) -> Iterator[Piece]:
     """The same of the mask `labels == id`, which is empty outside `box`; one buffer serves all its slices."""
     i, j, k = box
     slice_bytes = labels.shape[0] * labels.shape[1]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from clseg.spatial.crop import Box
+from clseg.spatial.runs import LabelRuns
 
 _SLAB_VOXELS = 1 << 22  # what is looked at at once: about the size of a processor's cache
 
@@ -20,12 +21,15 @@ class Region:
     voxels: int
 
 
-def regions(labels: np.ndarray) -> dict[int, Region]:
-    """Label → its Region, for every label above 0 of an integer array (i, j, k), in ascending order.
+def regions(labels: np.ndarray | LabelRuns) -> dict[int, Region]:
+    """Label → its Region, for every label above 0 of an integer label map (i, j, k), in ascending order.
 
     Rows are cut into runs of equal labels, and only runs are counted: faster than to look at every voxel by itself, and
     in any order of memory.
     """
+    if isinstance(labels, LabelRuns):
+        found = _extents_of_runs(labels)
+        return {label: _region(found[label], np.array([2, 1, 0])) for label in sorted(found)}
     axes = memory_order(labels)
     turned = labels.transpose(axes)
     found: dict[int, np.ndarray] = {}
@@ -55,13 +59,30 @@ def _extents(slab: np.ndarray, first: int) -> dict[int, np.ndarray]:
     ids, starts, lengths = _runs(slab)
     rows, k = np.divmod(starts, slab.shape[2])
     i, j = np.divmod(rows, slab.shape[1])
+    return _gathered(ids, (i + first, j, k), (i + first, j, k + lengths - 1), lengths)
+
+
+def _extents_of_runs(runs: LabelRuns) -> dict[int, np.ndarray]:
+    """The same of runs that may go beyond their row: such a run touches both ends of rows."""
+    k, starts, lengths, ids = runs.listed()
+    first, low = np.divmod(starts, runs.shape[0])
+    last, high = np.divmod(starts + lengths - 1, runs.shape[0])
+    beyond = last > first
+    low[beyond], high[beyond] = 0, runs.shape[0] - 1
+    return _gathered(ids, (k, first, low), (k, last, high), lengths)
+
+
+def _gathered(ids: np.ndarray, low: Sequence[np.ndarray], high: Sequence[np.ndarray], voxels: np.ndarray) -> dict[int, np.ndarray]:
+    """Label → the lowest `low` and the highest `high` of its runs along three axes, and the sum of its `voxels`."""
     order = np.argsort(ids, kind="stable")
     ids = ids[order]
-    edges = np.flatnonzero(np.diff(ids, prepend=ids[:1] - 1)) if ids.size else ids
-    low = [np.minimum.reduceat(axis[order], edges) for axis in (i + first, j, k)]
-    high = [np.maximum.reduceat(axis[order], edges) for axis in (i + first, j, k + lengths - 1)]
-    voxels = np.add.reduceat(lengths[order], edges)
-    return dict(zip(ids[edges].tolist(), np.stack([*low, *high, voxels], axis=1), strict=True))
+    if not ids.size:
+        return {}
+    edges = np.flatnonzero(np.diff(ids, prepend=ids[:1] - 1))
+    lowest = [np.minimum.reduceat(axis[order], edges) for axis in low]
+    highest = [np.maximum.reduceat(axis[order], edges) for axis in high]
+    counts = np.add.reduceat(voxels[order], edges)
+    return dict(zip(ids[edges].tolist(), np.stack([*lowest, *highest, counts], axis=1), strict=True))
 
 
 def _runs(slab: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

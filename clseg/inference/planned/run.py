@@ -19,6 +19,7 @@ from clseg.inference.planned.predict import Source, predict, window_count
 from clseg.inference.planned.prepare import View, look, prepare
 from clseg.network.plan import Plan
 from clseg.network.spec import DecoderSpec
+from clseg.spatial.runs import LabelRuns
 from clseg.stopwatch import Laps, Stopwatch
 from clseg.volume import Volume
 
@@ -113,8 +114,8 @@ def segment_planned(
 
 def compose(
     scan: Volume, found: Sequence[tuple[Answer, LabelMap]], wanted: Sequence[Anatomy], catalogue: Catalogue
-) -> dict[int, np.ndarray]:
-    """Label maps of several answers → one uint16 map of catalogue ids per depth, in Fortran order; see `clseg.inference.merge`, rules 3 and 4.
+) -> dict[int, LabelRuns]:
+    """Label maps of several answers → one map of catalogue ids per depth; see `clseg.inference.merge`, rules 3 and 4.
 
     Some slices at a time: what competes for a voxel lies in it.
     """
@@ -122,7 +123,7 @@ def compose(
     mine = [anatomy for anatomy in wanted if anatomy.name in held]
     ids = {anatomy.name: anatomy.id for anatomy in mine}
     tables = {answer.name: np.array([0, *(ids.get(label, 0) for label in answer.labels)], np.uint16) for answer, _ in found}
-    layers = {depth: np.zeros(scan.shape, np.uint16, order="F") for depth in depths(mine, catalogue)}
+    layers = {depth: LabelRuns(scan.shape) for depth in depths(mine, catalogue)}
     step = min(scan.shape[2], max(1, COMPOSED // math.prod(scan.shape[:2])))
     canvas = Canvas((*scan.shape[:2], step), mine, catalogue, scan.spacing)
     for first in range(0, scan.shape[2], step):
@@ -130,8 +131,8 @@ def compose(
         claims = {answer.name: _claim(label_map, tables[answer.name], rows) for answer, label_map in found}
         canvas.decide(Sheet(slice(0, rows.stop - rows.start), claims))
         for depth, layer in canvas.layers.items():
-            if layer.labels.any():  # pages of the map that stay empty are never made
-                layers[depth][:, :, rows] = layer.labels[:, :, : rows.stop - rows.start]
+            if layer.labels.any():
+                layers[depth].put(rows.start, layer.labels[:, :, : rows.stop - rows.start])
                 layer.labels[...] = layer.score[...] = 0
     return layers
 

@@ -17,6 +17,7 @@ from clseg.io.dicom.headers import Slice
 from clseg.io.dicom.source import Grid, SourceSeries, uid_of, unheeded
 from clseg.io.files import AnyPath, writing
 from clseg.io.segments import Segments
+from clseg.spatial.runs import LabelRuns, slices_of
 
 if TYPE_CHECKING:
     from highdicom.content import AlgorithmIdentificationSequence
@@ -94,7 +95,7 @@ def _segmentation(segments: Segments, source: SourceSeries, kind: str, model: st
 
 def _flat(segments: Segments) -> _Map:
     """One map of catalogue ids; a structure that others hide altogether is not in it."""
-    flat = segments.flat().T
+    flat = np.asarray(segments.flat()).T
     seen = np.bincount(flat.ravel())
     there = tuple(sorted((a for a in segments.present if seen[a.id]), key=lambda a: a.id))
     kept = np.where(np.isin(np.arange(len(seen)), [a.id for a in there]), np.arange(len(seen)), 0)
@@ -113,19 +114,22 @@ def _layers(segments: Segments) -> Iterator[_Map]:
             yield _Map(segments.mask(anatomy).T.astype(np.uint8), (anatomy,), (1,))
 
 
-def _numbered(layer: np.ndarray, anatomies: tuple[Anatomy, ...]) -> _Map:
-    number = np.zeros(int(layer.max()) + 1, np.uint8 if len(anatomies) < 256 else np.uint16)
+def _numbered(layer: np.ndarray | LabelRuns, anatomies: tuple[Anatomy, ...]) -> _Map:
+    labels = np.asarray(layer).T
+    number = np.zeros(int(labels.max()) + 1, np.uint8 if len(anatomies) < 256 else np.uint16)
     numbers = tuple(range(1, len(anatomies) + 1))
     number[[a.id for a in anatomies]] = numbers
-    return _Map(number[layer.T], anatomies, numbers)
+    return _Map(number[labels], anatomies, numbers)
 
 
-def _overlap(layers: Sequence[np.ndarray]) -> bool:
-    covered = layers[0] > 0
-    for layer in layers[1:]:
-        if np.any(covered & (layer > 0)):
-            return True
-        covered |= layer > 0
+def _overlap(layers: Sequence[np.ndarray | LabelRuns]) -> bool:
+    for rows, labels in slices_of(layers[0]):
+        covered = labels > 0
+        for layer in layers[1:]:
+            there = layer[:, :, rows] > 0
+            if np.any(covered & there):
+                return True
+            covered |= there
     return False
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from clseg.catalogue import Anatomy
-from clseg.io.nifti import write_mask, write_structure
+from clseg.io.nifti import write_label_map, write_mask, write_structure
 from clseg.io.segments import Segments
 
 
 def write_nifti_map(path: Path, segments: Segments) -> None:
     """One label map of catalogue ids (part hides whole), names and colours of all structures looked for embedded."""
-    write_mask(path, segments.flat(), segments.scan, labels={a.id: (a.name, a.colour) for a in segments.wanted})
+    labels = {a.id: (a.name, a.colour) for a in segments.wanted}
+    write_label_map(path, (part for _, part in segments.flat_slices()), segments.scan, labels)
 
 
 def write_nifti_mask(path: Path, segments: Segments, anatomy: Anatomy) -> None:

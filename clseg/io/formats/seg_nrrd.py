@@ -15,8 +15,9 @@ from clseg.catalogue import Anatomy
 from clseg.io.formats.nrrd import write_nrrd
 from clseg.io.segments import Segments
 from clseg.io.terminology import SCHEME, Code, terms_of
-from clseg.io.voxels import Piece, fortran, slabs
+from clseg.io.voxels import Piece, fortran, id_type, slabs
 from clseg.spatial.crop import Box, around
+from clseg.spatial.runs import LabelRuns, slices_of
 from clseg.volume import Shape, Volume
 
 _SLAB_VOXELS = 1 << 22
@@ -32,7 +33,7 @@ def write_seg_nrrd(path: Path, segments: Segments) -> None:
     """
     layers = _layers(segments)
     top = max((a.id for layer in layers for a in layer.holds), default=0)
-    dtype = np.dtype("u1" if top <= 255 else "<u2")
+    dtype = id_type(top)
     write_nrrd(path, _voxels(layers, dtype, segments.scan.shape), dtype, segments.scan, layers=max(1, len(layers)), facts=_facts(layers, segments.scan))
 
 
@@ -40,7 +41,7 @@ def write_seg_nrrd(path: Path, segments: Segments) -> None:
 class _Layer:
     """A label map, the structures that it alone holds, and the box around all of them."""
 
-    array: np.ndarray
+    array: np.ndarray | LabelRuns
     holds: tuple[Anatomy, ...]
     box: Box
 
@@ -63,20 +64,21 @@ def _layers(segments: Segments) -> list[_Layer]:
     return found
 
 
-def _without(array: np.ndarray, ids: list[int]) -> np.ndarray:
-    return np.where(np.isin(array, ids), 0, array) if ids else array
+def _without(array: np.ndarray | LabelRuns, ids: list[int]) -> np.ndarray | LabelRuns:
+    if not ids:
+        return array
+    kept = LabelRuns(array.shape)
+    for rows, labels in slices_of(array):
+        kept.put(rows.start, np.where(np.isin(labels, ids), 0, labels))
+    return kept
 
 
 def _voxels(layers: list[_Layer], dtype: np.dtype, shape: Shape) -> Iterator[Piece]:
     """The numbers of the file: for every voxel its labels on all layers, side by side; a few slices are put together at a time."""
-    if len(layers) < 2:
-        array = layers[0].array if layers else np.zeros(shape, dtype, order="F")
-        yield from slabs(fortran(array, dtype))
-        return
-    count = max(1, _SLAB_VOXELS // (shape[0] * shape[1] * len(layers)))
-    for first in range(0, shape[2], count):
-        together = np.stack([layer.array[:, :, first : first + count] for layer in layers])  # (layer, i, j, k)
-        yield from slabs(np.asfortranarray(together, dtype))
+    arrays = [layer.array for layer in layers] or [LabelRuns(shape)]
+    for rows, labels in slices_of(arrays[0], _SLAB_VOXELS // len(arrays)):
+        rest = [array[:, :, rows] for array in arrays[1:]]
+        yield from slabs(np.asfortranarray(np.stack([labels, *rest]), dtype) if rest else fortran(labels, dtype))  # (layer, i, j, k)
 
 
 # ---- what the header says ---------------------------------------------------------------------------------------------
