@@ -63,7 +63,7 @@ class Segmentation:
     @cached_property
     def labels(self) -> Volume:
         """One label map on the scan's grid; where structures overlap the part hides the whole."""
-        return self.scan.like(np.asarray(self.segments.flat()))
+        return self.scan.like(self.segments.flat())
 
     def mask(self, name: str) -> np.ndarray:
         """Boolean mask of one structure, shape of the scan; UnknownName when it was not asked for."""

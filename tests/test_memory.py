@@ -210,7 +210,7 @@ def scan() -> Volume:
 
 
 def everything(result) -> list[bytes]:
-    return [layer.tobytes() for layer in result.layers]
+    return [np.asarray(layer).tobytes() for layer in result.layers]
 
 
 @pytest.fixture
@@ -256,7 +256,7 @@ TIES = 1e-4  # of the voxels: sums of floats in another order may end on the oth
 
 
 def differing(result, before: list[bytes]) -> float:
-    layers = [(layer.tobytes(order="C"), layer.size) for layer in result.layers]
+    layers = [(np.asarray(layer).tobytes(order="C"), layer.size) for layer in result.layers]
     unequal = sum(int((np.frombuffer(a, np.uint16) != np.frombuffer(b, np.uint16)).sum()) for (a, _), b in zip(layers, before, strict=True))
     return unequal / sum(size for _, size in layers)
 

@@ -15,6 +15,7 @@ from clseg.io.nifti import write_volume
 from clseg.phantom import small_phantom
 from clseg.progress import Progress
 from clseg.spatial.orient import to_orientation
+from clseg.spatial.runs import LabelRuns
 from clseg.volume import Header, Volume
 from tests.lattice import CODES, dice, faint
 
@@ -469,13 +470,13 @@ def test_what_decoders_with_a_plan_found_stays_and_ours_take_what_is_free(monkey
     from clseg.inference import infer
     from clseg.inference.parts import Parts
 
-    row = lambda *ids: np.array(ids, np.uint16).reshape(-1, 1, 1)  # noqa: E731
+    row = lambda *ids: LabelRuns.of(np.array(ids, np.uint16).reshape(-1, 1, 1))  # noqa: E731
     monkeypatch.setattr(infer, "planned", lambda *_: ({1: row(5, 5, 0, 0), 2: row(0, 7, 0, 0)}, {"liver"}))
     monkeypatch.setattr(infer, "house", lambda *_: ({0: row(1, 1, 1, 0), 1: row(0, 6, 6, 6)}, {"body"}))
     wanted = tuple(Catalogue.builtin()[name] for name in ("body", "liver", "spleen"))
     parts = Parts(("house",), None, frozenset(), ("planned",))
     layers, unreachable = infer.infer(None, parts, infer.Task(wanted, Catalogue.builtin()))
-    assert [layer.ravel().tolist() for layer in layers] == [[1, 1, 1, 0], [5, 5, 6, 6], [0, 7, 0, 0]]
+    assert [np.asarray(layer).ravel().tolist() for layer in layers] == [[1, 1, 1, 0], [5, 5, 6, 6], [0, 7, 0, 0]]
     assert unreachable == ["spleen"]
 
 

@@ -287,7 +287,7 @@ def write_structure(path: AnyPath, labels: np.ndarray | LabelRuns, id: int, box:
     is looked at: many structures cost little more than one.
     """
     if labels.shape != like.shape:
-        raise InputError(f"Expected a label map of shape {like.shape} on this grid, given {labels.shape}.")
+        raise InputError(f"Expected an array of shape {like.shape} on this grid, given {labels.shape}.")
     _write(path, np.dtype(np.uint8), structure_slabs(labels, id, box), like, None)
 
 

@@ -61,11 +61,11 @@ class Segments:
             found[box] |= layer[box] == anatomy.id
         return found
 
-    def flat(self) -> LabelRuns:
-        """One map, shape of the scan; where structures overlap the part hides the whole."""
-        one = LabelRuns(self.scan.shape)
+    def flat(self) -> np.ndarray:
+        """One uint16 map, shape of the scan; where structures overlap the part hides the whole."""
+        one = np.zeros(self.scan.shape, np.uint16, order="F")
         for rows, labels in self.flat_slices():
-            one.put(rows.start, labels)
+            one[:, :, rows] = labels
         return one
 
     def flat_slices(self) -> Iterator[tuple[slice, np.ndarray]]:

@@ -95,7 +95,7 @@ def _segmentation(segments: Segments, source: SourceSeries, kind: str, model: st
 
 def _flat(segments: Segments) -> _Map:
     """One map of catalogue ids; a structure that others hide altogether is not in it."""
-    flat = np.asarray(segments.flat()).T
+    flat = segments.flat().T
     seen = np.bincount(flat.ravel())
     there = tuple(sorted((a for a in segments.present if seen[a.id]), key=lambda a: a.id))
     kept = np.where(np.isin(np.arange(len(seen)), [a.id for a in there]), np.arange(len(seen)), 0)
