@@ -18,7 +18,7 @@ from clseg.errors import InputError
 from clseg.families import Family
 from clseg.spatial.pieces import count_pieces
 from clseg.spatial.regions import Region, memory_order, regions
-from clseg.spatial.runs import LabelRuns
+from clseg.spatial.runs import LabelRuns, where
 from clseg.volume import Volume
 
 Point = tuple[float, float, float]
@@ -111,7 +111,7 @@ def measure(
             if name in found:
                 raise InputError(f"'{name}' (id {number}) appears in two label maps, expected in one.")
             box, large = there[number].box, there[number].voxels >= _MANY
-            mask = _Where(labels, box, number) if large else labels[box] == number
+            mask = _Where(labels, box, number) if large else labels.where(number, box)
             found[name] = _in_given_order(_measure_one(mask, box, image), axes)
     return {
         name: found.get(name) or Statistics("out_of_range" if name in out_of_range else "absent") for name in wanted
@@ -192,9 +192,10 @@ class _Turned:
         there = regions(self._layer)
         return {id: Region(tuple(one.box[axis] for axis in self._axes), one.voxels) for id, one in there.items()}  # type: ignore[misc]
 
-    def __getitem__(self, box: tuple[slice, slice, slice]) -> np.ndarray:
-        part = self._layer[tuple(box[axis] for axis in self._axes)]  # (2, 1, 0) is its own inverse
-        return part.transpose(self._axes)
+    def where(self, label: int, box: tuple[slice, slice, slice]) -> np.ndarray:
+        """The mask of a label in a box of the turned axes."""
+        i, j, k = (box[axis] for axis in self._axes)  # (2, 1, 0) is its own inverse
+        return where(self._layer, label, (i, j, k)).transpose(self._axes)
 
 
 class _Where:
@@ -210,7 +211,7 @@ class _Where:
     def __getitem__(self, rows: slice) -> np.ndarray:
         first, last, _ = rows.indices(len(self))
         start = self.box[0].start
-        return self.labels[slice(start + first, start + last), self.box[1], self.box[2]] == self.number
+        return self.labels.where(self.number, (slice(start + first, start + last), self.box[1], self.box[2]))
 
 
 _Mask = np.ndarray | _Where
@@ -265,9 +266,9 @@ def _measure_union(layers: Sequence[np.ndarray | LabelRuns], ct: Volume, places:
     for number, box in places.items():
         inside = given[tuple(slice(a - start, b - start) for (a, b), start in zip(box, low, strict=True))]
         for layer in layers:
-            inside |= layer[tuple(slice(a, b) for a, b in box)] == number
-    where = tuple(slice(int(low[axis]), int(high[axis])) for axis in axes)
-    return _in_given_order(_measure_one(union, where, image), axes)
+            inside |= where(layer, number, tuple(slice(a, b) for a, b in box))  # type: ignore[arg-type]
+    box = tuple(slice(int(low[axis]), int(high[axis])) for axis in axes)
+    return _in_given_order(_measure_one(union, box, image), axes)
 
 
 def _in_given_order(statistics: Statistics, axes: tuple[int, int, int]) -> Statistics:

@@ -133,11 +133,13 @@ def test_a_longer_scan_takes_its_own_voxels_more():
     assert 3 < per_voxel < 30
 
 
-def test_maps_take_two_bytes_where_the_body_is():
-    """100 × 100 × 100 voxels, a body in half of the slices, body and liver on two layers: 2 × 2 × 500 000; one map and a mask to write it."""
+def test_maps_are_runs_where_the_body_is():
+    """100 × 100 × 100 voxels, a body in half of the slices, body and liver on two layers: a quarter of 2 × 500 000; the mask of the body to write it."""
     scan = Volume(np.zeros((100, 100, 100), np.int16), np.eye(4))
     maps = Maps((CATALOGUE["body"], CATALOGUE["liver"]), CATALOGUE, scan, (0.5, 0.5, 0.5))
-    assert (maps.layers, maps.bytes, maps.written) == (2, 2_000_000, 2_000_000)
+    assert (maps.layers, maps.bytes, maps.written, maps.drawn) == (2, 250_000, 125_000, 0)
+    sagittal = Volume(scan.array, np.eye(4)[[2, 0, 1, 3]])
+    assert replace(maps, scan=sagittal).drawn == 2_000_000
 
 
 def test_a_map_of_confidence_is_planned():

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clseg.errors import InputError, UsageError
-from clseg.spatial.orient import to_orientation, undo_orientation
+from clseg.spatial.orient import box_before, to_orientation, undo_orientation
 from clseg.volume import Header, Volume
+from tests.lattice import affine_of
 
 CODES = ["".join(axes) for pairs in permutations(("LR", "AP", "IS")) for axes in product(*pairs)]
 
@@ -92,3 +93,15 @@ def test_array_of_another_shape_is_not_turned_back():
     volume = numbered(np.eye(4))
     with pytest.raises(InputError, match=r"\(4, 3, 2\)"):
         undo_orientation(volume.array, volume, "SAR")
+
+
+@given(st.sampled_from(CODES), st.sampled_from(CODES), st.data())
+def test_a_box_of_the_turned_axes_holds_the_same_voxels_before(own, code, data):
+    """Cut and then turned is turned and then cut."""
+    shape = (3, 4, 5)
+    volume = Volume(np.arange(60).reshape(shape), affine_of(own, shape, (1.0, 1.0, 1.0)))
+    turned = to_orientation(volume, code).array
+    starts = [data.draw(st.integers(0, n - 1)) for n in turned.shape]
+    box = tuple(slice(a, data.draw(st.integers(a + 1, n))) for a, n in zip(starts, turned.shape, strict=True))
+    part = Volume(volume.array[box_before(volume, box, code)], volume.affine)
+    np.testing.assert_array_equal(to_orientation(part, code).array, turned[box])

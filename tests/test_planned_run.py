@@ -100,7 +100,7 @@ def composed(*answers: tuple[Answer, LabelMap], wanted: str = "all") -> dict[int
     layers = compose(ROW, answers, chosen, CATALOGUE)
     again = compose(ROW, answers[::-1], chosen, CATALOGUE)
     assert all(np.array_equal(layers[depth], again[depth]) for depth in layers)
-    return {depth: [CATALOGUE.by_id(int(id)).name if id else "" for id in ids.ravel()] for depth, ids in layers.items()}
+    return {depth: [CATALOGUE.by_id(int(id)).name if id else "" for id in np.asarray(ids).ravel()] for depth, ids in layers.items()}
 
 
 def test_of_two_organs_the_likelier_has_the_voxel() -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from clseg.spatial.regions import regions
-from clseg.spatial.runs import LabelRuns, slices_of
+from clseg.spatial.runs import LabelRuns, slices_of, where
 
 MAPS = arrays(np.uint16, array_shapes(min_dims=3, max_dims=3, max_side=6), elements=st.sampled_from([0, 0, 0, 1, 2, 65535]))
 
@@ -91,3 +91,13 @@ def test_a_long_body_takes_a_hundredth_of_its_voxels():
     assert runs.nbytes < labels.nbytes / 100
     assert runs.size == labels.size
     assert LabelRuns((256, 256, 200)).nbytes == 0
+
+
+@given(st.data())
+def test_a_mask_is_where_the_label_is(data):
+    """In any box, of runs as of an array."""
+    labels = data.draw(MAPS)
+    box = tuple(data.draw(parts_of(length)) for length in labels.shape)
+    for label in (1, 2, 3, 65535):
+        np.testing.assert_array_equal(where(LabelRuns.of(labels), label, box), labels[box] == label)
+        np.testing.assert_array_equal(where(labels, label, box), labels[box] == label)

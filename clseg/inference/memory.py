@@ -36,7 +36,8 @@ SLACK = 96 << 20  # what the allocator keeps and small things need
 FAINT_SHARE = 0.3  # of the voxels of a layer; more are never between yes and no
 CANVAS = 3 + 5 * FAINT_SHARE  # bytes per voxel and layer: id, probability, and of faint ones an index and a probability
 EVIDENCE = 6 + 1 / 4 + 5 * FAINT_SHARE  # the same of what is kept of decoders: id and probability as it was, bits of boxes
-LARGEST_TILES = 24 << 20  # of restoring: bands and tiles
+LARGEST_TILES = 56 << 20  # of restoring: bands, tiles, and slices that are being filled
+RUNS = 1 / 4  # bytes per voxel and layer of a map of the scan, kept as runs; in real ones 0.02 to 0.1
 
 Chunk = tuple[str, ...]
 
@@ -85,10 +86,9 @@ def refused(limit: int, least: int) -> UsageError:
 
 @dataclass(frozen=True)
 class Maps:
-    """Label maps on the grid of a scan: how many bytes of them are ever touched, and of what is written from them.
+    """Label maps on the grid of a scan: the bytes of their runs, and of what is drawn from them to be measured and written.
 
-    Memory that stays empty is never given by the system, which gives two megabytes at a
-    time: that are all slices that cross the `body` (shares of the scan's axes).
+    Nothing is kept of slices that do not cross the `body` (shares of the scan's axes).
     """
 
     wanted: Sequence[Anatomy]
@@ -103,7 +103,7 @@ class Maps:
 
     @property
     def bytes(self) -> int:
-        return int(2 * self.layers * self.scan.array.size * self.body[2])
+        return int(RUNS * self.layers * self.scan.array.size * self.body[2])
 
     @property
     def sure(self) -> int:
@@ -111,10 +111,17 @@ class Maps:
         return self.scan.array.size if self.confidence else 0
 
     @property
+    def drawn(self) -> int:
+        """The voxels of one map where its slices are not those of the model: it is drawn as a whole before its runs are found."""
+        from clseg.spatial.orient import axis_order
+
+        return 0 if axis_order(self.scan)[2] == 2 else 2 * self.scan.array.size
+
+    @property
     def written(self) -> int:
-        """One map of all structures in a file, or the values of the largest one where they cannot be counted, each with a mask."""
+        """The mask of the largest structure, and its values where they cannot be counted."""
         values = 2 * self.scan.array.itemsize if self.scan.array.dtype.kind == "f" else 0
-        return int(self.scan.array.size * (1 + max(2 * self.body[2], values * math.prod(self.body))))
+        return int(self.scan.array.size * (1 + values) * math.prod(self.body))
 
 
 # ---- the house's own decoders -----------------------------------------------------------------------------------------
@@ -174,7 +181,7 @@ class House:
             Stage("prepare", 4 * size + self._resampling(), f"{_by(self.placement.shape)} voxels of the model"),
             Stage("segment", self._segment(chunks), f"scores of open slices, a window{passes}"),
             Stage("clean", canvas + sure + 9 * size, "pieces of the largest structure"),
-            Stage("restore", canvas + sure + maps.bytes + maps.sure + canvas // 2 + LARGEST_TILES, f"{_count(maps.layers, 'label map')} of the scan"),
+            Stage("restore", canvas + sure + maps.bytes + maps.drawn + maps.sure + canvas // 2 + LARGEST_TILES, f"{_count(maps.layers, 'label map')} of the scan"),
             Stage("write", maps.bytes + maps.sure + maps.written, "files and statistics"),
         )
         return Plan(self.held, stages, chunks)

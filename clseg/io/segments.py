@@ -11,7 +11,7 @@ import numpy as np
 from clseg.catalogue import Anatomy
 from clseg.spatial.crop import Box, around
 from clseg.spatial.regions import Region, regions
-from clseg.spatial.runs import LabelRuns, slices_of
+from clseg.spatial.runs import LabelRuns, slices_of, where
 from clseg.volume import Volume
 
 
@@ -49,16 +49,16 @@ class Segments:
         """The boolean mask of a structure that is present in the smallest box around it, and that box."""
         pieces = list(self.pieces(anatomy))
         box = around([box for _, box in pieces])
-        found = pieces[0][0][box] == anatomy.id
+        found = where(pieces[0][0], anatomy.id, box)
         for layer, _ in pieces[1:]:
-            found |= layer[box] == anatomy.id
+            found |= where(layer, anatomy.id, box)
         return found, box
 
     def mask(self, anatomy: Anatomy) -> np.ndarray:
         """Boolean mask of one structure, shape of the scan."""
         found = np.zeros(self.scan.shape, bool, order="F")
         for layer, box in self.pieces(anatomy):
-            found[box] |= layer[box] == anatomy.id
+            found[box] |= where(layer, anatomy.id, box)
         return found
 
     def flat(self) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 
 from clseg.errors import InputError
 from clseg.spatial.crop import Box
-from clseg.spatial.runs import LabelRuns
+from clseg.spatial.runs import LabelRuns, where
 
 try:
     from isal import isal_zlib
@@ -75,7 +75,7 @@ def structure_slabs(labels: np.ndarray | LabelRuns, id: int, box: Box) -> Iterat
     for first in range(k.start, k.stop, count):
         last = min(first + count, k.stop)
         part = slab[:, :, : last - first]
-        np.equal(labels[i, j, first:last], id, out=part[i, j])
+        part[i, j] = where(labels, id, (i, j, slice(first, last)))
         yield part.reshape(-1, order="F").view(np.uint8)
     yield from _zeros((labels.shape[2] - k.stop) * slice_bytes)
 

@@ -18,7 +18,10 @@ import numpy as np
 
 from clseg.errors import InputError
 from clseg.io.files import writing
-from clseg.spatial.orient import to_orientation
+from clseg.spatial.crop import Box
+from clseg.spatial.orient import box_before, to_orientation
+from clseg.spatial.regions import regions
+from clseg.spatial.runs import LabelRuns
 from clseg.volume import Volume
 
 if TYPE_CHECKING:
@@ -39,11 +42,11 @@ ENOUGH_VOXELS = 4_000_000  # choosing slices looks at no more than about this ma
 
 
 def preview(
-    ct: Volume, layers: Sequence[np.ndarray], colours: Mapping[int, Colour], names: Mapping[int, str]
+    ct: Volume, layers: Sequence[np.ndarray | LabelRuns], colours: Mapping[int, Colour], names: Mapping[int, str]
 ) -> Image:
     """Three slices with structures over them, and a legend of those that are seen: an RGB picture.
 
-    `layers` are integer label maps on the grid of `ct`; a later layer covers an
+    `layers` are integer label maps (arrays or runs) on the grid of `ct`; a later layer covers an
     earlier one.  `colours` (0 … 255) and `names` are by id; 0 is background.
     The slices are those that show most structures.  A structure that covers
     most of the tissue in the picture (the body) is drawn as a thin outline.
@@ -51,8 +54,8 @@ def preview(
     Raises InputError when a layer is not on the grid of `ct` or an id has no colour.
     """
     upright = to_orientation(ct)
-    turned = [to_orientation(ct.like(np.asarray(layer))).array for layer in layers]
-    _refuse_colourless(turned, colours)
+    _refuse_colourless(layers, colours)
+    turned = [_Upright(ct, layer) for layer in layers]
     box = _tissue_box(upright)
     cuts = _best_slices(turned, box)
     panels = [_Panel.cut(upright, turned, axis, index, box) for axis, index in enumerate(cuts)]
@@ -66,7 +69,7 @@ def preview(
 def save_preview(
     path: str | os.PathLike[str],
     ct: Volume,
-    layers: Sequence[np.ndarray],
+    layers: Sequence[np.ndarray | LabelRuns],
     colours: Mapping[int, Colour],
     names: Mapping[int, str],
 ) -> None:
@@ -81,17 +84,32 @@ def save_preview(
 
 # --- which slices, which window ------------------------------------------------------------------------------------
 
-Box = tuple[slice, slice, slice]
+
+class _Upright:
+    """A label map turned as the picture is, box by box: one of a long scan is never there as a whole."""
+
+    def __init__(self, ct: Volume, layer: np.ndarray | LabelRuns) -> None:
+        if layer.shape != ct.shape:
+            raise InputError(f"Expected an array of shape {ct.shape} on this grid, given {layer.shape}.")
+        self._ct, self._layer = ct, layer
+
+    def ids(self) -> np.ndarray:
+        return _present(self._layer)
+
+    def __getitem__(self, box: Box) -> np.ndarray:
+        return to_orientation(Volume(self._layer[box_before(self._ct, box)], self._ct.affine)).array
 
 
-def _refuse_colourless(layers: Sequence[np.ndarray], colours: Mapping[int, Colour]) -> None:
+def _refuse_colourless(layers: Sequence[np.ndarray | LabelRuns], colours: Mapping[int, Colour]) -> None:
     missing = {int(i) for layer in layers for i in _present(layer)} - set(colours)
     if missing:
         raise InputError(f"Every structure of the preview needs a colour; ids without one: {sorted(missing)[:10]}.")
 
 
-def _present(labels: np.ndarray) -> np.ndarray:
+def _present(labels: np.ndarray | LabelRuns) -> np.ndarray:
     """The ids in a label map, without 0."""
+    if isinstance(labels, LabelRuns):
+        return np.array(list(regions(labels)), int)
     if labels.dtype == bool or labels.size == 0:
         return np.array([1] if labels.any() else [], int)
     if labels.dtype.kind not in "iu" or labels.min() < 0:
@@ -116,13 +134,13 @@ def _tissue_box(ct: Volume) -> Box:
     return tuple(sides)  # type: ignore[return-value]
 
 
-def _best_slices(layers: Sequence[np.ndarray], box: Box) -> list[int]:
+def _best_slices(layers: Sequence[_Upright], box: Box) -> list[int]:
     """One slice along each axis, together showing as many structures as possible, each near its largest section."""
     best = [0, 0, 0]
-    present = [_present(layer) for layer in layers]
-    wanted = [np.ones(len(ids)) for ids in present]  # less once another slice shows it
+    sections_of = [_sections(layer, box) for layer in layers]
+    wanted = [np.ones(sections[0].shape[1]) for sections in sections_of]  # less once another slice shows it
     for axis in (1, 2, 0):
-        shown = [_shown(layer[box], axis, ids) for layer, ids in zip(layers, present, strict=True)]
+        shown = [sections[axis] for sections in sections_of]
         length = box[axis].stop - box[axis].start
         score = 1e-3 * np.hanning(length + 2)[1:-1]  # the middle, where nothing else decides
         for sections, want in zip(shown, wanted, strict=True):
@@ -131,6 +149,12 @@ def _best_slices(layers: Sequence[np.ndarray], box: Box) -> list[int]:
         best[axis] = box[axis].start + index
         wanted = [want * (1 - 0.7 * sections[index]) for sections, want in zip(shown, wanted, strict=True)]
     return best
+
+
+def _sections(layer: _Upright, box: Box) -> list[np.ndarray]:
+    """Axis by axis, how well each slice across it shows each of the layer's ids."""
+    labels, ids = layer[box], layer.ids()
+    return [_shown(labels, axis, ids) for axis in range(3)]
 
 
 def _shown(labels: np.ndarray, axis: int, ids: np.ndarray) -> np.ndarray:
@@ -177,10 +201,10 @@ class _Panel:
     size_mm: tuple[float, float]
 
     @classmethod
-    def cut(cls, ct: Volume, layers: Sequence[np.ndarray], axis: int, index: int, box: Box) -> _Panel:
-        place = tuple(index if a == axis else side for a, side in enumerate(box))
+    def cut(cls, ct: Volume, layers: Sequence[_Upright], axis: int, index: int, box: Box) -> _Panel:
+        place: Box = tuple(slice(index, index + 1) if a == axis else side for a, side in enumerate(box))  # type: ignore[assignment]
         # RAS: the first remaining axis runs to the right or the front, the second upwards or to the front
-        hu, *labels = (np.asarray(a[place])[::-1, ::-1].T for a in (ct.array, *layers))
+        hu, *labels = (np.asarray(a[place]).squeeze(axis)[::-1, ::-1].T for a in (ct.array, *layers))
         across, up = (s for a, s in enumerate(ct.spacing) if a != axis)
         hu = np.nan_to_num(np.asarray(hu, np.float32), nan=-1024.0)
         whole = tuple(np.asarray(m, np.int64) for m in labels)

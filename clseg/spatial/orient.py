@@ -12,6 +12,8 @@ from clseg.volume import Volume
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from clseg.spatial.crop import Box
+
 _PAIRS = ("LR", "PA", "IS")
 
 
@@ -51,6 +53,15 @@ def axis_order(like: Volume, code: str = "RAS") -> tuple[int, int, int]:
     """For every axis of `like` the axis of `to_orientation(like, code)` that it became."""
     i, j, k = (int(axis) for axis in _turn(like, code)[:, 0])
     return i, j, k
+
+
+def box_before(like: Volume, box: Box, code: str = "RAS") -> Box:
+    """The box along the axes of `like` of what `box` is along those of `to_orientation(like, code)`."""
+    found = []
+    for length, (axis, sign) in zip(like.shape, _turn(like, code), strict=True):
+        part = box[int(axis)]
+        found.append(part if sign > 0 else slice(length - part.stop, length - part.start))
+    return tuple(found)  # type: ignore[return-value]
 
 
 def _turn(volume: Volume, code: str) -> np.ndarray:

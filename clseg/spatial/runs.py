@@ -6,13 +6,16 @@ voxels takes them box by box: `runs[i, j, k]` with three slices is an array, as 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from clseg.spatial.crop import Box
 from clseg.volume import Shape
+
+Runs = tuple[np.ndarray, np.ndarray]
+"""where the runs of a slice begin, uint32, and their values"""
 
 _PART_VOXELS = 1 << 20  # what is put together at a time
 
@@ -26,7 +29,7 @@ class LabelRuns:
     """
 
     shape: Shape
-    _slices: dict[int, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict, repr=False)
+    _slices: dict[int, Runs] = field(default_factory=dict, repr=False)
 
     dtype = np.dtype(np.uint16)
     ndim = 3
@@ -62,13 +65,12 @@ class LabelRuns:
 
     def __getitem__(self, box: Box) -> np.ndarray:
         """The voxels of a box, uint16 in Fortran order; three slices without a step."""
-        i, j, k = (range(*part.indices(length)) for part, length in zip(box, self.shape, strict=True))
-        found = np.zeros((len(i), len(j), len(k)), np.uint16, order="F")
-        if found.size:
-            for number, at in enumerate(k):
-                if at in self._slices:
-                    found[:, :, number] = self._rows(at, j)[:, i.start : i.stop].T
-        return found
+        return self._drawn(box, self._slices, np.uint16)
+
+    def where(self, label: int, box: Box) -> np.ndarray:
+        """The mask of a label above 0 in a box, boolean in Fortran order."""
+        there = {k: (starts, labels == label) for k, (starts, labels) in self._within(box[2]) if label in labels}
+        return self._drawn(box, there, np.bool_)
 
     def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
         return self[:, :, :] if dtype is None else self[:, :, :].astype(dtype, copy=False)
@@ -84,14 +86,33 @@ class LabelRuns:
             found.append(np.stack([np.full(int(there.sum()), k), starts[there], lengths[there], labels[there]]))
         return tuple(np.concatenate(found, axis=1))  # type: ignore[return-value]
 
-    def _rows(self, k: int, j: range) -> np.ndarray:
-        """Rows j of a slice that is not empty, (j, i)."""
-        starts, labels = self._slices[k]
+    def _within(self, part: slice) -> Iterator[tuple[int, Runs]]:
+        """The slices of a part of the third axis that are not empty."""
+        return ((k, self._slices[k]) for k in range(*part.indices(self.shape[2])) if k in self._slices)
+
+    def _drawn(self, box: Box, slices: Mapping[int, Runs], dtype: type) -> np.ndarray:
+        """The values of these slices in a box."""
+        i, j, k = (range(*part.indices(length)) for part, length in zip(box, self.shape, strict=True))
+        found = np.zeros((len(i), len(j), len(k)), dtype, order="F")
+        if found.size:
+            for number, at in enumerate(k):
+                if at in slices:
+                    found[:, :, number] = self._rows(slices[at], j)[:, i.start : i.stop].T
+        return found
+
+    def _rows(self, runs: Runs, j: range) -> np.ndarray:
+        """Rows j of a slice, (j, i)."""
+        starts, values = runs
         low, high = j.start * self.shape[0], j.stop * self.shape[0]
         first, last = np.searchsorted(starts, low, side="right") - 1, np.searchsorted(starts, high)
         ends = np.append(starts[first + 1 : last], np.uint32(high))
         lengths = np.diff(ends.astype(np.int64), prepend=low)
-        return np.repeat(labels[first:last], lengths).reshape(len(j), self.shape[0])
+        return np.repeat(values[first:last], lengths).reshape(len(j), self.shape[0])
+
+
+def where(labels: np.ndarray | LabelRuns, label: int, box: Box) -> np.ndarray:
+    """The mask of a label above 0 in a box of a label map, boolean."""
+    return labels.where(label, box) if isinstance(labels, LabelRuns) else labels[box] == label
 
 
 def slices_of(labels: np.ndarray | LabelRuns, most: int = _PART_VOXELS) -> Iterator[tuple[slice, np.ndarray]]:

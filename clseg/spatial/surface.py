@@ -13,6 +13,7 @@ import numpy as np
 
 from clseg.errors import UsageError
 from clseg.spatial.crop import Box
+from clseg.spatial.runs import LabelRuns, where
 
 MARGIN = 3  # voxels of nothing around the mask: the blur ends there
 BLUR_VOXELS = 0.7
@@ -55,14 +56,14 @@ class Surface:
         return self.points.mean(axis=0) if len(self.points) else np.zeros(3)
 
 
-def surface_of(labels: np.ndarray, id: int, box: Box, affine: np.ndarray) -> Surface:
+def surface_of(labels: np.ndarray | LabelRuns, id: int, box: Box, affine: np.ndarray) -> Surface:
     """The skin of the structure `id` of a label map (i, j, k) that lies in `box`, in the millimetres of `affine` (RAS+, may be oblique).
 
     It is closed, also where the structure is cut by the border of the scan, and holds the volume of the voxels.
     Raises UsageError when the tool that merges triangles is not installed.
     """
     check_tools()
-    shares, steps = _blocks(labels[box] == id)
+    shares, steps = _blocks(where(labels, id, box))
     whole = float(shares.sum(dtype=np.float64))
     drawn = _drawn(shares, whole)
     first = np.array([side.start for side in box])
