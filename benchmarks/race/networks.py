@@ -114,11 +114,11 @@ def _architecture(kind: Kind) -> dict[str, Any]:
 
 
 def encoder_like(shape: str) -> EncoderSpec:
-    """The paper's general encoder at 3 mm with windows of 112 × 112 × 128 voxels; "tiny" is a toy for trying the program."""
+    """The paper's general encoder at 3 mm with windows of 128 × 96 × 112 voxels; "tiny" is a toy for trying the program."""
     if shape == "tiny":
         levels = (Level(8, (1, 1, 1), (3, 3, 3), 2), Level(16, (2, 2, 2), (3, 3, 3), 2), Level(32, (2, 2, 2), (3, 3, 3), 2))
         return EncoderSpec(levels, Grid("RAS", (6.0, 6.0, 6.0), (32, 32, 32)), INTENSITY)
-    return paper_encoder(Grid("RAS", (3.0, 3.0, 3.0), (112, 112, 128)), INTENSITY)
+    return paper_encoder(Grid("RAS", (3.0, 3.0, 3.0), (128, 96, 112)), INTENSITY)
 
 
 def dense_decoder(encoder: EncoderSpec, labels: tuple[str, ...]) -> DecoderSpec:
