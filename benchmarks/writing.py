@@ -27,6 +27,7 @@ from clseg.catalogue import Anatomy, Catalogue
 from clseg.io.files import read
 from clseg.segmentation import Segmentation
 from clseg.spatial.resample import resample
+from clseg.spatial.runs import LabelRuns
 from clseg.stopwatch import peak_memory_mib
 from clseg.volume import Volume
 
@@ -69,7 +70,7 @@ def large(path: Path) -> Volume:
 def crowded(found: Segmentation, count: int) -> Segmentation:
     """The segmentation with lumpy balls where nothing was found, as further structures."""
     catalogue, random = Catalogue.builtin(), np.random.default_rng(1)
-    layers = [layer.copy(order="F") for layer in found.layers]
+    layers = [np.asarray(layer) for layer in found.layers]
     wanted = list(found.present)
     for anatomy in catalogue:
         depth = catalogue.depth(anatomy.name)
@@ -92,7 +93,7 @@ def paint(layer: np.ndarray, anatomy: Anatomy, random: np.random.Generator) -> b
 
 def the_usual_way(one: Segmentation, folder: str) -> None:
     for anatomy in one.present:
-        layer = next(layer for layer, there in zip(one.layers, one._regions, strict=True) if anatomy.id in there)
+        layer = next(layer for layer, there in zip(one.layers, one.segments.regions, strict=True) if anatomy.id in there)
         image = nib.Nifti1Image((layer == anatomy.id).astype(np.uint8), one.scan.affine)
         nib.save(image, f"{folder}/{anatomy.name}.nii.gz")
 
@@ -109,7 +110,8 @@ def measured(way: Callable[[Segmentation, str], object], scene: Segmentation) ->
 
 
 def _measure(way: Callable[[Segmentation, str], object], scene: Segmentation, answer) -> None:
-    fresh = Segmentation(scene.scan, scene.layers, scene.wanted)  # has looked at nothing yet
+    layers = scene.layers if way is the_usual_way else tuple(map(LabelRuns.of, scene.layers))  # type: ignore[arg-type]
+    fresh = Segmentation(scene.scan, layers, scene.wanted)  # has looked at nothing yet
     with tempfile.TemporaryDirectory() as folder:
         if way is the_usual_way:
             fresh.present  # noqa: B018  the usual way knows what it has to write

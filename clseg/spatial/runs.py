@@ -105,9 +105,9 @@ class LabelRuns:
         starts, values = runs
         low, high = j.start * self.shape[0], j.stop * self.shape[0]
         first, last = np.searchsorted(starts, low, side="right") - 1, np.searchsorted(starts, high)
-        ends = np.append(starts[first + 1 : last], np.uint32(high))
-        lengths = np.diff(ends.astype(np.int64), prepend=low)
-        return np.repeat(values[first:last], lengths).reshape(len(j), self.shape[0])
+        edges = np.empty(last - first + 1, np.int64)
+        edges[0], edges[1:-1], edges[-1] = low, starts[first + 1 : last], high
+        return np.repeat(values[first:last], edges[1:] - edges[:-1]).reshape(len(j), self.shape[0])
 
 
 def where(labels: np.ndarray | LabelRuns, label: int, box: Box) -> np.ndarray:
