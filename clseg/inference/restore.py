@@ -92,15 +92,16 @@ class _Smooth:
     def __init__(self, layer: Layer, placement: Placement) -> None:
         self.layer, self.weights = layer, placement.outward
         self.structures, self.desk = _structures(layer, placement), _Desk()
+        self.tiles = [[_Tile(weights[part]) for part in _parts(len(weights), size)] for weights, size in zip(self.weights[:2], TILE[:2], strict=True)]
 
     def fill(self, turned: np.ndarray, rows: slice) -> None:
-        wx, wy, wz = self.weights
-        across = list(product(*map(_parts, turned.shape[:2], TILE[:2])))
+        wz = self.weights[2]
+        across = [(x, y, self.tiles[0][n], self.tiles[1][m]) for (n, x), (m, y) in product(*map(enumerate, map(_parts, turned.shape[:2], TILE[:2])))]
         for part in _parts(turned.shape[2], TILE[2]):
             weights = wz[rows.start + part.start : rows.start + part.stop]
             bands = [band for one in self.structures if (band := _band(self.layer, one, weights))]
-            for x, y in across:
-                _fill(turned[x, y, part].T, bands, wx[x], wy[y], self.desk)
+            for x, y, tile_x, tile_y in across:
+                _fill(turned[x, y, part].T, bands, tile_x, tile_y, self.desk)
 
 
 def _parts(length: int, size: int) -> list[slice]:
@@ -183,6 +184,21 @@ def _reached(weights: np.ndarray, part: slice) -> tuple[slice, slice] | None:
     return rows, slice(part.start + int(used[0]), part.start + int(used[-1]) + 1)
 
 
+class _Tile:
+    """Some voxels of an axis of the scan: their `weights` (scan voxels, model voxels), and what parts of the model's axis fill of them."""
+
+    def __init__(self, weights: np.ndarray) -> None:
+        self.weights = weights
+        self._known: dict[tuple[int, int], tuple[slice, slice] | None] = {}
+
+    def reached(self, part: slice) -> tuple[slice, slice] | None:
+        """As `_reached`; structures ask the same of every slice."""
+        key = (part.start, part.stop)
+        if key not in self._known:
+            self._known[key] = _reached(self.weights, part)
+        return self._known[key]
+
+
 def _fields(layer: Layer, one: _Structure, box: Box) -> tuple[np.ndarray, np.ndarray | None]:
     """The structure's field in a box of the model's grid, and the same with the other winners' (None without others)."""
     labels, score = layer.labels[box], layer.score[box]
@@ -216,7 +232,7 @@ class _Desk:
         return self._flat[name][:size].reshape(shape)
 
 
-def _fill(out: np.ndarray, bands: Sequence[_Band], wx: np.ndarray, wy: np.ndarray, desk: _Desk) -> None:
+def _fill(out: np.ndarray, bands: Sequence[_Band], tile_x: _Tile, tile_y: _Tile, desk: _Desk) -> None:
     """One tile (z, y, x) of the scan: every voxel to the structure with the largest field among those that reach it.
 
     Arithmetic instead of masked assignments, which are some ten times as slow in numpy.
@@ -224,7 +240,7 @@ def _fill(out: np.ndarray, bands: Sequence[_Band], wx: np.ndarray, wy: np.ndarra
     ids, best = desk.array("ids", out.shape, np.uint16), desk.array("best", out.shape)
     ids[...], best[...] = 0, 0
     for one in bands:
-        if found := _in_tile(one, wx, wy, desk):
+        if found := _in_tile(one, tile_x, tile_y, desk):
             region, own, together = found
             inside = np.greater(together, BORDER, out=desk.array("inside", own.shape, bool))
             own *= inside
@@ -237,16 +253,16 @@ def _fill(out: np.ndarray, bands: Sequence[_Band], wx: np.ndarray, wy: np.ndarra
         out[...] = ids
 
 
-def _in_tile(one: _Band, wx: np.ndarray, wy: np.ndarray, desk: _Desk) -> tuple[Box, np.ndarray, np.ndarray] | None:
+def _in_tile(one: _Band, tile_x: _Tile, tile_y: _Tile, desk: _Desk) -> tuple[Box, np.ndarray, np.ndarray] | None:
     """The part (z, y, x) of the tile that the structure's box fills, its field there and that of all winners; None where it has none."""
-    across, along = _reached(wx, one.x), _reached(wy, one.y)
+    across, along = tile_x.reached(one.x), tile_y.reached(one.y)
     if across is None or along is None:
         return None
     (x, from_x), (y, from_y) = across, along
     there = (slice(None), _within(from_y, one.y), _within(from_x, one.x))
     if not one.own[there].any():
         return None
-    weights = wx[x, from_x], wy[y, from_y]
+    weights = tile_x.weights[x, from_x], tile_y.weights[y, from_y]
     own = _across(one.own[there], *weights, desk, "own")
     return (one.rows, y, x), own, own if one.together is None else _across(one.together[there], *weights, desk, "together")
 
