@@ -75,11 +75,13 @@ def learn(plan: LearnRecipe) -> None:
 
 def update(plan: UpdateRecipe) -> None:
     """Checks of `clseg update`."""
-    _common(plan)
+    _common(plan, least=0 if plan.balance else 1)
     _datasets(plan.old, "old", needed=False)
     _open_ends("open_ends", plan.open_ends)
     if not 0 <= plan.keep <= 1:
         raise RecipeError(f"keep is a share between 0 and 1, given {plan.keep}.")
+    if plan.balance < 0:
+        raise RecipeError(f"balance is a number of cases, 0 or more, given {plan.balance}.")
     if plan.allowed_loss < 0:
         raise RecipeError(f"allowed_loss is a Dice of 0 or more, given {plan.allowed_loss}.")
 
@@ -119,7 +121,7 @@ def _synthesis(rule: SynthesisRecipe) -> None:
         raise RecipeError("synthesis.deform_wave_mm and organ_scale must be above 0.")
 
 
-def _common(plan: Common) -> None:
+def _common(plan: Common, least: int = 1) -> None:
     if not re.fullmatch(NAME, plan.name):
         raise RecipeError(f"A recipe's name becomes a file name: letters, digits, ., _ and -, given '{plan.name}'.")
     _datasets(plan.dataset, "dataset", needed=True)
@@ -127,7 +129,7 @@ def _common(plan: Common) -> None:
     optim = plan.optim
     if optim.precision not in ("float32", "bfloat16", "float16"):
         raise RecipeError(f"optim.precision is float32, bfloat16 or float16, given '{optim.precision}'.")
-    if min(optim.iterations, optim.batch, optim.deep_supervision, optim.checkpoint_every) < 1 or optim.rate <= 0:
+    if optim.iterations < least or min(optim.batch, optim.deep_supervision, optim.checkpoint_every) < 1 or optim.rate <= 0:
         raise RecipeError("[optim] needs iterations, batch, deep_supervision and checkpoint_every of 1 or more and a rate above 0.")
     if min(plan.validation.cases, plan.validation.every) < 0:
         raise RecipeError("[validation] needs cases and every of 0 or more.")

@@ -15,16 +15,18 @@ from clseg.network.model import Model, assemble
 from clseg.network.spec import DecoderSpec
 from clseg.recipe import DecoderRecipe, Recipe, UpdateRecipe
 from clseg.training.average import decay_for
+from clseg.training.balance import balanced
 from clseg.training.base import Base
 from clseg.training.course import Course
 from clseg.training.distributed import world
+from clseg.training.examples import open_labels
 from clseg.training.inspect import inspect_cases
 from clseg.training.pretrain import load_examples
 from clseg.training.proof import Proof
 from clseg.training.publish import Result, card_of, publish, renewed, witnessed, write_decoder
 from clseg.training.ranges import DecoderRange, learned_ranges
 from clseg.training.run import Reports, alone, draw_curves, note_recipe, quicken
-from clseg.training.score import DiceByLabel
+from clseg.training.score import DiceByLabel, spread
 from clseg.training.validation import means
 
 HEADER = ["cases", "structure", "n", "before", "after", "change"]
@@ -51,6 +53,8 @@ class Updated:
 def update(recipe: UpdateRecipe, run: Path, *, resume: bool = False, reports: Reports | None = None) -> Updated:
     """Train on the new cases; the result is the moving average, in which old weights weigh `keep`.
 
+    With `balance` the biases of its last layer are then moved to where Dice on training
+    cases is highest; with no iterations nothing else is done.
     The encoder, the mask of pruned weights and all other decoders stay as they are.  The
     new decoder replaces the old one in the user's manifest, unless the mean Dice of the
     `old` held-out cases falls by more than `allowed_loss`, or that of the new ones falls
@@ -62,7 +66,8 @@ def update(recipe: UpdateRecipe, run: Path, *, resume: bool = False, reports: Re
         base = Base.open(recipe.model, run)
         asset = base.decoder(recipe.decoder)
         helpers, checkpoint = open_decoder(asset, base)
-        plan = base.plan(recipe, (decoder_recipe(asset, checkpoint, recipe.open_ends),))
+        trained = replace(recipe, optim=replace(recipe.optim, iterations=max(1, recipe.optim.iterations)))  # a plan has steps, taken or not
+        plan = base.plan(trained, (decoder_recipe(asset, checkpoint, recipe.open_ends),))
         if here.first:
             note_recipe(recipe, run, resume=resume, weights=base.weights([recipe.decoder]))
             if not resume:
@@ -83,13 +88,18 @@ def update(recipe: UpdateRecipe, run: Path, *, resume: bool = False, reports: Re
             reports.note("warning: no [[old]] cases are given, so nobody measures what the decoder forgets")
         student = build_decoder(checkpoint, base.spec)
         rule = replace(plan.optim, average=decay_for(recipe.keep, plan.optim.iterations))
-        if not course.file("update", name).is_file():
+        if recipe.optim.iterations and not course.file("update", name).is_file():
             course.train("update", {name: student}, rule, helpers=helpers, ticket=True, warm=False)
-        final = course.finished("update", name)
+        final = course.finished("update", name) if recipe.optim.iterations else student
         then = build_decoder(checkpoint, base.spec)
         if not here.first or before is None:
             return Updated(Result("", Path(), (), (), (), {}), [], None)
 
+        lower: dict[str, float] = {}
+        if recipe.balance:
+            shown = spread([one for one in examples if one.points.get(name)], recipe.balance)
+            final, lower = balanced(course.encoder, final, shown, device=device, open_labels=open_labels(plan)[name])
+            reports.note(f"balanced on {len(shown)} cases: {', '.join(f'{label} {-by:+g}' for label, by in lower.items())}")
         rows, scores = [], {}
         for kind, cases in (("old", old), ("new", new)):
             course.held_out = cases
@@ -102,7 +112,7 @@ def update(recipe: UpdateRecipe, run: Path, *, resume: bool = False, reports: Re
         if not (resume and file.is_file()):
             card = renewed(checkpoint.card, card_of(recipe, plan, base, final, then, scores["new"]))
             table = [dict(zip(HEADER, row, strict=True)) for row in rows]
-            write_decoder(final, file, base, {**card, "update_of": asset.sha256, "kept": recipe.keep, "dice_before_and_after": table}, _wider(checkpoint, plan, base))
+            write_decoder(final, file, base, {**card, "update_of": asset.sha256, "kept": recipe.keep, **({"balance": lower} if lower else {}), "dice_before_and_after": table}, _wider(checkpoint, plan, base))
         card = read_header(file)["card"]
         result = Result(next_name(asset), file, asset.labels, asset.requires or (base.encoder.name,), (asset.name, *asset.replaces), card)
         draw_curves(run)
