@@ -8,6 +8,7 @@ A CSV has the columns `case`, `reference` (masks or a label map) and either `pre
 paths relative to it; `kind` says who drew the reference.  Who drew the labels of a recipe's case, a human or a program,
 stands in `case.json` beside its CT (`label_kind`) or in the recipe's dataset (`kind`), and here beside every number:
 agreement with labels of a program proves less.  Structures whose labels are of both kinds have a line for each.
+Where a structure cannot be in view (`absent` in the recipe, or an empty reference) there is no Dice, but millilitres that were painted all the same.
 """
 
 from __future__ import annotations
@@ -54,14 +55,15 @@ def main(words: Sequence[str] | None = None) -> None:
         lines = of_recipe(given.recipe, given) if given.recipe else of_table(given.cases, given)
     except ClsegError as error:
         parser.exit(1, f"{error.message} {error.tip or ''}\n")
-    summary = summarised(lines)
+    shown = [line for line in lines if line.scores.reference_ml]
+    summary, painted = summarised(shown), falsely_painted(lines)
     print(f"Model '{given.model}', {len({line.case for line in lines})} cases; mean with 95 % bootstrap interval of the mean over cases (seed 0).\n")
-    print(summary_table(summary), "", case_table(lines), sep="\n")
+    print(summary_table(summary), "", false_table(painted), "", case_table(shown), sep="\n")
     if given.json:
         from clseg.io.files import write_json
 
         facts = {"model": given.model, "cases": str(given.recipe or given.cases), "split": given.split if given.recipe else None}
-        write_json(given.json, {**facts, "summary": summary, "lines": [asdict(line) for line in lines]})
+        write_json(given.json, {**facts, "summary": summary, "painted_where_absent": painted, "lines": [asdict(line) for line in lines]})
 
 
 # --- where the cases come from
@@ -74,7 +76,7 @@ def of_recipe(path: Path, given: argparse.Namespace) -> list[Line]:
     from clseg.training.validate import validate
 
     recipe = read_recipe(path)
-    scores = validate(recipe, split=given.split, model=given.model, device=given.device, only=given.case)
+    scores = validate(recipe, split=given.split, model=given.model, device=given.device, only=given.case, absent=True)
     kinds: dict[str, dict[str, str]] = {}
     for case in find_cases(recipe, given.split):
         kinds.setdefault(case.name, {}).update(kinds_beside(case.ct) if case.ct else {})
@@ -132,6 +134,21 @@ def summarised(lines: Iterable[Line]) -> list[dict[str, object]]:
     return [{"structure": structure, "kind": kind, **_means(scores)} for (structure, kind), scores in groups.items()]
 
 
+def falsely_painted(lines: Iterable[Line]) -> list[dict[str, object]]:
+    """Per structure, over the cases that do not show it: how many, in how many of them something was painted, and the most, with its case."""
+    groups: dict[str, list[Line]] = {}
+    for line in lines:
+        if not line.scores.reference_ml:
+            groups.setdefault(line.structure, []).append(line)
+    return [{"structure": structure, **_most(group)} for structure, group in groups.items()]
+
+
+def _most(lines: Sequence[Line]) -> dict[str, object]:
+    worst = max(lines, key=lambda line: line.scores.predicted_ml)
+    painted = [line for line in lines if line.scores.predicted_ml]
+    return {"cases": len(lines), "painted": len(painted), "most_ml": worst.scores.predicted_ml, "case": worst.case if painted else ""}
+
+
 def _means(scores: Sequence[Scores]) -> dict[str, object]:
     found: dict[str, object] = {
         "cases": sum(one.dice is not None for one in scores),
@@ -151,6 +168,11 @@ def summary_table(summary: Sequence[Mapping[str, object]]) -> str:
         for one in summary
     ]
     return _markdown(head, rows)
+
+
+def false_table(painted: Sequence[Mapping[str, object]]) -> str:
+    head = ["structure, where it cannot be", "most in", "cases", "painted in", "most mL"]
+    return _markdown(head, [[one["structure"], one["case"] or "–", one["cases"], one["painted"], _number(one["most_ml"], 1)] for one in painted])  # type: ignore[arg-type]
 
 
 def case_table(lines: Sequence[Line]) -> str:

@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks.accuracy import Line, case_table, kinds_beside, of_recipe, of_table, summarised, summary_table
+from benchmarks.accuracy import Line, case_table, false_table, falsely_painted, kinds_beside, of_recipe, of_table, summarised, summary_table
 from clseg.errors import InputError
 from clseg.io.nifti import write_mask
 from clseg.metrics import Scores, bootstrap_interval
@@ -38,6 +38,14 @@ def test_the_tables_say_who_drew_it():
     """Every line has the kind of its label."""
     assert summary_table(summarised(LINES)).splitlines()[3] == "| liver | automatic | 1 | 0 | 1.000 (1.000 to 1.000) | 1.000 (1.000 to 1.000) | 0.0 (0.0 to 0.0) |"
     assert case_table(LINES).splitlines()[4] == "| c | liver | human | 0.000 | 0.000 | – | 1000.0 | 0.0 |"
+
+
+def test_what_is_painted_where_nothing_can_be_is_millilitres():
+    """Of two scans without a spleen one has 2.5 mL of it; whoever has a reference is not in the table; nothing painted has no case."""
+    more = Line("b", "spleen", "human", Scores(0.0, 0.0, None, 0, 2.5))
+    assert falsely_painted([*LINES, more]) == [{"structure": "spleen", "cases": 2, "painted": 1, "most_ml": 2.5, "case": "b"}]
+    assert false_table(falsely_painted([*LINES, more])).splitlines()[2] == "| spleen | b | 2 | 1 | 2.5 |"
+    assert false_table(falsely_painted(LINES)).splitlines()[2] == "| spleen | – | 1 | 0 | 0.0 |"
 
 
 def test_a_group_speaks_for_its_structures(tmp_path):
@@ -91,4 +99,4 @@ def test_a_recipes_labels_are_of_whom_its_cases_say(monkeypatch):
     monkeypatch.setattr("clseg.training.validate.validate", validate)
     lines = of_recipe(recipe, argparse.Namespace(case=["openkbp/pt_101"], model="starter", device="cpu", split="val"))
     assert [(line.structure, line.kind) for line in lines] == [("mandible", "human (clinical contour)"), ("body", "automatic")]
-    assert asked["only"] == ["openkbp/pt_101"]
+    assert (asked["only"], asked["absent"]) == (["openkbp/pt_101"], True)

@@ -81,6 +81,16 @@ def test_a_structure_that_the_model_does_not_hold_is_not_scored(recipe: Recipe, 
     assert {case: set(scores) for case, scores in validate(recipe, split="train").items()} == {"a": {"liver"}}
 
 
+def test_structures_that_cannot_be_in_view_are_scored_when_asked_for(recipe: Recipe, answer: Callable) -> None:
+    """Their reference is empty: a liver of the answer is painted there falsely; what the case annotates stays as it is."""
+    absent = tuple(replace(dataset, absent=("liver", "body")) for dataset in recipe.dataset)
+    answer(lambda masks: {**masks, "liver": masks["body"]})
+    found = validate(replace(recipe, dataset=absent), absent=True)["c"]
+    assert (found["liver"].dice, found["liver"].reference_ml) == (0, 0)
+    assert found["liver"].predicted_ml > 0
+    assert found["body"].dice == 1
+
+
 def test_a_split_without_cases_is_a_usage_error(recipe: Recipe, answer: Callable) -> None:
     """`vall` is answered with the splits there are, not with an empty table."""
     answer(lambda masks: masks)

@@ -23,6 +23,7 @@ def validate(
     model: str = "starter",
     device: str = "auto",
     only: Collection[str] = (),
+    absent: bool = False,
     report: Progress = SILENT,
 ) -> dict[str, dict[str, Scores]]:
     """Scores by case and structure, through the whole chain as a user runs it.
@@ -31,7 +32,8 @@ def validate(
     unknown, not background.  For the same reason a structure with open ends (contoured
     only in part along z, see `DecoderRecipe.open_ends`) is not scored beyond the slices at
     those ends where its contours stop.  `only` are the names of some cases, where not all
-    are wanted.  Raises UsageError when the split has no case, or none of a name in `only`.
+    are wanted.  With `absent` those structures are scored too that the dataset says cannot be
+    in view: their reference is empty.  Raises UsageError when the split has no case, or none of a name in `only`.
     """
     cases = [case for case in find_cases(recipe, split) if case.ct is not None]  # a synthetic scan proves nothing
     if not cases:
@@ -45,15 +47,17 @@ def validate(
     results: dict[str, dict[str, Scores]] = {}
     with report.stage(f"Evaluating {split}", len(cases)) as advance:
         for case in cases:
-            results.setdefault(case.name, {}).update(_score(case, recipe, model, device))
+            results.setdefault(case.name, {}).update(_score(case, recipe, model, device, absent))
             advance(1)
     return {name: scores for name, scores in results.items() if scores}
 
 
-def _score(case: Case, recipe: Recipe, model: str, device: str) -> dict[str, Scores]:
+def _score(case: Case, recipe: Recipe, model: str, device: str, absent: bool) -> dict[str, Scores]:
     result = segment(case.ct, model=model, device=device, offline=True)
     held = {label for decoder in recipe.decoder for label in decoder.labels} & set(result.names)
     references = read_masks(case, held, result.scan)
+    for name in held & set(case.dataset.absent if absent else ()) - set(references):
+        references[name] = np.zeros(result.scan.shape, bool)
     ends = {label: end for decoder in recipe.decoder for label, end in decoder.open_ends.items()}
     return {
         name: _compared(result.mask(name), references[name], result.scan, ends.get(name))
