@@ -99,7 +99,7 @@ def update(recipe: UpdateRecipe, run: Path, *, resume: bool = False, reports: Re
         if recipe.balance:
             shown = spread([one for one in examples if one.points.get(name)], recipe.balance)
             final, lower = balanced(course.encoder, final, shown, device=device, open_labels=open_labels(plan)[name])
-            reports.note(f"balanced on {len(shown)} cases: {', '.join(f'{label} {-by:+g}' for label, by in lower.items())}")
+            reports.note(f"balanced on {len(shown)} cases: {', '.join(f'{label} {0 - by:+g}' for label, by in lower.items())}")
         rows, scores = [], {}
         for kind, cases in (("old", old), ("new", new)):
             course.held_out = cases
