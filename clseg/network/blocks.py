@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import torch
 from torch import nn
 
 from clseg.network import slabs
-from clseg.network.slabs import LAST, Joined
+from clseg.network.slabs import FEW, LAST, Joined
 from clseg.network.spec import Triple
 
 POINT: Triple = (1, 1, 1)
-FEW = 16  # channels; with fewer it takes longer to turn them than is won
 
 
 class PointConv(nn.Conv3d):
@@ -126,8 +127,8 @@ def joined_in_slabs(block: ConvNormAct, joined: Joined) -> bool:
 
 def _in_slabs(conv: nn.Conv3d, x: torch.Tensor, shape: tuple[int, ...]) -> bool:
     """Whether `conv` of something of `shape`, of which `x` is a part, is computed slab by slab."""
-    lean = isinstance(conv, Conv) and conv.in_channels >= FEW and not _hooked(conv)
-    return lean and _in_inference(x) and _straight_to_onednn(x) and slabs.are_worthwhile(conv, shape)
+    fits = isinstance(conv, Conv) and set((*conv.stride, *conv.dilation, conv.groups, len(x))) == {1} and not _hooked(conv)
+    return fits and _in_inference(x) and _straight_to_onednn(x) and slabs.are_worthwhile(shape[1], prod(shape[2:]))
 
 
 def _hooked(*modules: nn.Module) -> bool:

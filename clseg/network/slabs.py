@@ -14,6 +14,7 @@ from torch import nn
 
 LARGE = 64 << 20  # bytes that go into a convolution; with fewer there is little to save
 HELD = 16 << 20  # bytes of them that are held at a time
+FEW = 16  # channels; with fewer it takes longer to turn them than is won
 LAST = torch.channels_last_3d
 
 
@@ -70,10 +71,9 @@ class Joined:
         target[:, width:] = self.chosen(self.skip[:, :, first:last])
 
 
-def are_worthwhile(conv: nn.Conv3d, shape: tuple[int, ...]) -> bool:
-    """Whether slabs are made for the input `shape` of a convolution that keeps the size."""
-    plain = conv.groups == 1 and set((*conv.stride, *conv.dilation)) == {1} and shape[2] > 1
-    return plain and shape[0] == 1 and 4 * prod(shape) >= LARGE
+def are_worthwhile(channels: int, voxels: int) -> bool:
+    """Whether a convolution of float32 `channels` of one window is computed in slabs."""
+    return channels >= FEW and 4 * channels * voxels >= LARGE
 
 
 def convolved(conv: nn.Conv3d, source: Source, out: torch.Tensor | None = None) -> torch.Tensor:
