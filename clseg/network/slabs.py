@@ -12,6 +12,8 @@ from typing import Protocol
 import torch
 from torch import nn
 
+from clseg.allocator import give_back
+
 LARGE = 64 << 20  # bytes that go into a convolution; with fewer there is little to save
 HELD = 16 << 20  # bytes of them that are held at a time
 FEW = 16  # channels; with fewer it takes longer to turn them than is won
@@ -99,6 +101,8 @@ def convolved(conv: nn.Conv3d, source: Source, out: torch.Tensor | None = None) 
         out[:, :, done : done + made.shape[2]] = made
         done += made.shape[2]
         held[:, :, : 2 * halo] = held[:, :, rows : rows + 2 * halo]
+    del held, made
+    give_back()  # what smaller layers and slabs have left; the next large map would come on top
     return out
 
 
