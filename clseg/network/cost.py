@@ -11,6 +11,7 @@ from clseg.network import slabs
 from clseg.network.spec import DecoderSpec, EncoderSpec, Join, Stage, Triple, joins, reached
 
 SUPPORT_KERNEL = 27  # weights per channel pair of a support head's 3 x 3 x 3 convolution
+SLABS = 3  # rows that are held, those of their convolution, and what came up for them, in units of slabs.HELD
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def window_bytes(encoder: EncoderSpec, decoders: Sequence[DecoderSpec], patch: T
     supports = sum(len(one.labels) + 1 for one in {one for spec in decoders for one in spec.supporters})
     decoding = max((_decoding(spec, encoder, voxels, patch, alone) for spec in decoders), default=0.0)
     most = max(_encoding(encoder, voxels), decoding + (handed_out + 1.2 * supports) * prod(patch))
-    return int(1.1 * 4 * (most + weights)) + 2 * slabs.HELD
+    return int(1.1 * 4 * (most + weights)) + SLABS * slabs.HELD
 
 
 def _encoding(encoder: EncoderSpec, voxels: Sequence[int]) -> int:

@@ -83,6 +83,7 @@ def convolved(conv: nn.Conv3d, source: Source, out: torch.Tensor | None = None) 
 
     `out` may be memory of the source itself: a row is written when nobody reads it any more.
     """
+    give_back()  # what smaller layers have left would come on top
     _, channels, length, *rest = source.shape
     halo, rows = conv.padding[0], _rows(source, conv.padding[0])
     if out is None:
@@ -97,12 +98,12 @@ def convolved(conv: nn.Conv3d, source: Source, out: torch.Tensor | None = None) 
         if last == length:
             held[:, :, end : end + halo] = 0
             end += halo
-        made = _onednn(conv, held[:, :, halo if first == 0 else 0 : end])
-        out[:, :, done : done + made.shape[2]] = made
-        done += made.shape[2]
+        begin, stop = (halo if first == 0 else 0), last - (halo if last < length else 0)
+        out[:, :, done:stop] = _onednn(conv, held[:, :, begin:end])
+        done = stop
         held[:, :, : 2 * halo] = held[:, :, rows : rows + 2 * halo]
-    del held, made
-    give_back()  # what smaller layers and slabs have left; the next large map would come on top
+    del held
+    give_back()
     return out
 
 
