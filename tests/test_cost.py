@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from clseg.errors import WeightsError
-from clseg.network.cost import Cost, cost
+from clseg.network.cost import Cost, cost, window_bytes
 from clseg.network.decoder import Decoder
 from clseg.network.encoder import Encoder
 from clseg.network.spec import (
@@ -135,3 +135,28 @@ def test_biases_are_weighed() -> None:
     plain, biased = (DecoderSpec((Stage(5, (7,), THREE),), ("liver",), bias=bias) for bias in (False, True))
     assert cost(biased, SMALL, (8, 8, 8)) == cost(plain, SMALL, (8, 8, 8)) + Cost(5 + 2, 0)
     assert cost(biased, SMALL, (8, 8, 8)) == counted(biased, SMALL, (8, 8, 8))
+
+
+def test_what_a_window_holds_by_hand() -> None:
+    """One window of 128³, levels of 32 and 64 channels, one decoder: skip 32, joined in slabs and written over, two logits beside; 64 at half size below.
+
+    All are large, so that nothing is held but the features; a tenth more, with the decoder's weights, and three times 16 MiB.
+    """
+    encoder = EncoderSpec((Level(32, ONE, THREE, 2), Level(64, TWO, THREE, 2)), GRID, CT)
+    spec = DecoderSpec((Stage(32, (32, 32), THREE),), ("liver",))
+    full, half = 128**3, 64**3
+    weights = cost(spec, encoder, (128, 128, 128)).parameters
+    assert window_bytes(encoder, [spec], (128, 128, 128)) == int(1.1 * 4 * (32 * full + 64 * half + weights)) + 3 * (16 << 20)
+    both = 32 * full + 64 * half + 32 * full + 2 * full  # two decoders: nothing is used up, and two logits wait to be heard
+    assert window_bytes(encoder, [spec, spec], (128, 128, 128)) == int(1.1 * 4 * (both + 2 * weights)) + 3 * (16 << 20)
+
+
+def test_a_small_window_is_joined_at_once() -> None:
+    """64³: 64 channels side by side are 64 MiB, just large; 63 are not: they, and 32 of the result, are held beside what comes from below."""
+    levels = (Level(31, ONE, THREE, 1), Level(64, TWO, THREE, 1))
+    encoder = EncoderSpec(levels, GRID, CT)
+    spec = DecoderSpec((Stage(32, (32,), THREE),), ("liver",))
+    full, half = 64**3, 32**3
+    weights = cost(spec, encoder, (64, 64, 64)).parameters
+    held = 64 * half + max(31 + 32 + 63, 63 + 32) * full  # all of it while the skip is joined; then the skip is let go
+    assert window_bytes(encoder, [spec], (64, 64, 64)) == int(1.1 * 4 * (held + weights)) + 3 * (16 << 20)

@@ -98,7 +98,7 @@ class Engine:
         kind = self.device.split(":")[0]
         with torch.autocast(kind, dtype=torch.float16, enabled=kind == "cuda"):
             features = self.model.encoder(tiles.to(self.device, non_blocking=True))
-            for name, logits in self.model.logits(features, decoders):
+            for name, logits in self.model.logits(features, decoders, spend=True):
                 yield name, _at_full_resolution(logits[0], tiles).to(self.results, torch.float32)
 
     def _give_way(self) -> None:

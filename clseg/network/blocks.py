@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import torch
 from torch import nn
 
+from clseg.network import slabs
+from clseg.network.slabs import FEW, LAST, Joined
 from clseg.network.spec import Triple
 
 POINT: Triple = (1, 1, 1)
-LAST = torch.channels_last_3d
-FEW = 16  # channels; with fewer it takes longer to turn them than is won
 
 
 class PointConv(nn.Conv3d):
@@ -39,7 +41,10 @@ class Conv(nn.Conv3d):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not _straight_to_onednn(x):
             return super().forward(x)
-        x = channels_last(x) if self.in_channels >= FEW else x
+        if self.in_channels >= FEW:
+            x = channels_last(x)
+        elif self.in_channels == 1 and self.out_channels >= FEW:
+            x = _last_already(x)
         return torch.ops.aten.mkldnn_convolution(x, self.weight, self.bias, self.padding, self.stride, self.dilation, self.groups)
 
 
@@ -56,6 +61,14 @@ class Up(nn.ConvTranspose3d):
 def channels_last(x: torch.Tensor) -> torch.Tensor:
     """`x` with its channels last in memory where that is faster: in inference on a CPU, not in training (LOG.md, 2026-11-26)."""
     return x.contiguous(memory_format=LAST) if _in_inference(x) else x
+
+
+def _last_already(x: torch.Tensor) -> torch.Tensor:
+    """`x` of one channel, whose channels come last as well as first, marked so that what is made of it has them last."""
+    if not _in_inference(x):
+        return x
+    x, (*_, height, width) = x.contiguous(), x.shape
+    return x.as_strided(x.shape, (x[0].numel(), 1, height * width, width, 1))
 
 
 def _in_inference(x: torch.Tensor) -> bool:
@@ -81,6 +94,7 @@ class ConvNormAct(nn.Module):
     """Conv3d → InstanceNorm3d (eps 1e-5, affine) → LeakyReLU 0.01 (optional).
 
     Maps (batch, `inputs`, x, y, z) to (batch, `outputs`, x/stride, y/stride, z/stride).
+    What is `spent` nobody needs afterwards: in inference the result may be written over it.
     """
 
     def __init__(
@@ -91,8 +105,47 @@ class ConvNormAct(nn.Module):
         self.norm = nn.InstanceNorm3d(outputs, eps=1e-5, affine=True)
         self.act = nn.LeakyReLU(0.01, inplace=True) if act else nn.Identity()
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.act(_normalised(self.conv(x), self.norm))
+    def forward(self, x: torch.Tensor | Joined, spent: bool = False) -> torch.Tensor:
+        return self.act(_normalised(_convolved(self.conv, x, spent), self.norm))
+
+
+class Blocks(nn.Sequential):
+    """Blocks in turn; what goes from one to the next is spent."""
+
+    def forward(self, x: torch.Tensor, spent: bool = False) -> torch.Tensor:
+        for number, block in enumerate(self):
+            x = block(x, spent=spent or number > 0)
+        return x
+
+
+def joined_in_slabs(block: ConvNormAct, joined: Joined) -> bool:
+    """Whether what the first block of a decoder's stage reads need not be put together first."""
+    grown = tuple(n * s for n, s in zip(joined.below.shape[2:], joined.up.stride, strict=True))
+    fits = grown == tuple(joined.skip.shape[2:]) and not _hooked(block, joined.up, joined.chosen)
+    return fits and _in_slabs(block.conv, joined.skip, joined.shape)
+
+
+def _in_slabs(conv: nn.Conv3d, x: torch.Tensor, shape: tuple[int, ...]) -> bool:
+    """Whether `conv` of something of `shape`, of which `x` is a part, is computed slab by slab."""
+    fits = isinstance(conv, Conv) and set((*conv.stride, *conv.dilation, conv.groups, len(x))) == {1} and not _hooked(conv)
+    return fits and _in_inference(x) and _straight_to_onednn(x) and slabs.are_worthwhile(shape[1], prod(shape[2:]))
+
+
+def _hooked(*modules: nn.Module) -> bool:
+    return any(module._forward_hooks or module._forward_pre_hooks for module in modules)
+
+
+def _convolved(conv: nn.Conv3d, x: torch.Tensor | Joined, spent: bool) -> torch.Tensor:
+    """`conv` of `x`, in slabs where that saves memory: nothing is joined, or the result lies where `x` was."""
+    if isinstance(x, Joined):
+        return slabs.convolved(conv, x, x.skip if spent and _may_lie_there(conv, x.skip) else None)
+    if spent and _may_lie_there(conv, x) and _in_slabs(conv, x, tuple(x.shape)):
+        return slabs.convolved(conv, slabs.Whole(x), x)
+    return conv(x)
+
+
+def _may_lie_there(conv: nn.Conv3d, x: torch.Tensor) -> bool:
+    return x.shape[1] == conv.out_channels and x.is_contiguous(memory_format=LAST)
 
 
 def _normalised(x: torch.Tensor, norm: nn.InstanceNorm3d) -> torch.Tensor:
@@ -128,5 +181,6 @@ class ResidualBlock(nn.Module):
         self.skip = ConvNormAct(inputs, outputs, POINT, act=False, bias=False) if inputs != outputs else nn.Identity()
         self.act = nn.LeakyReLU(0.01, inplace=True)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.act(self.second(self.first(x)) + self.skip(self.pool(x)))
+    def forward(self, x: torch.Tensor, spent: bool = False) -> torch.Tensor:
+        long, short = self.second(self.first(x), spent=True), self.skip(self.pool(x))
+        return self.act(long.add_(short) if _in_inference(long) else long + short)

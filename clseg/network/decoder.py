@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from clseg.errors import WeightsError
-from clseg.network.blocks import ConvNormAct, PointConv, Up
+from clseg.network.blocks import Blocks, ConvNormAct, PointConv, Up, joined_in_slabs
+from clseg.network.slabs import Joined
 from clseg.network.spec import DecoderSpec, EncoderSpec, Stage, joins, reached
 from clseg.network.support import SupportHead
 from clseg.network.upsample import upsampled
@@ -52,24 +53,40 @@ class Decoder(nn.Module):
     def forward(self, features: Sequence[torch.Tensor], supports: Supports = ()) -> torch.Tensor:
         return self.forward_deep(features, 1, supports)[0]
 
-    def forward_deep(self, features: Sequence[torch.Tensor], depth: int, supports: Supports = ()) -> list[torch.Tensor]:
-        """Logits of the `depth` finest stages, finest first."""
+    def forward_deep(
+        self, features: Sequence[torch.Tensor], depth: int, supports: Supports = (), *, spend: bool = False
+    ) -> list[torch.Tensor]:
+        """Logits of the `depth` finest stages, finest first.
+
+        With `spend` the list `features` is used up: what is read is let go and may be written over.
+        """
         if len(supports) != len(self.spec.supporters):
             names = ", ".join(supporter.name for supporter in self.spec.supporters) or "none"
             raise WeightsError(f"This decoder needs the logits of its supporters ({names}), given those of {len(supports)}.")
-        x, logits = features[-1], []
+        left = features if spend and isinstance(features, list) else list(features)
+        x, logits = left.pop(), []
         for stage in range(len(self.ups)):
-            x = self._step(stage, x, features)
+            x = self._step(stage, x, left.pop(), spend)
             if stage >= len(self.ups) - depth:
                 logits.append(self._logits(stage, x, supports))
         return logits[::-1]
 
-    def _step(self, stage: int, x: torch.Tensor, features: Sequence[torch.Tensor]) -> torch.Tensor:
-        skip = self.skips[stage](features[-2 - stage])
-        x = torch.cat(_meeting(self.ups[stage](x), skip, self.spec.mismatch), dim=1)
+    def _step(self, stage: int, x: torch.Tensor, skip: torch.Tensor, spend: bool) -> torch.Tensor:
+        met = self._met(stage, x, skip)
+        del x, skip
+        spent = spend or isinstance(met, torch.Tensor)
         for block in self.convs[stage]:  # one by one, so that what was joined is let go after the first
-            x = block(x)
-        return x
+            met = block(met, spent=spent)
+            spent = True
+        return met
+
+    def _met(self, stage: int, x: torch.Tensor, skip: torch.Tensor) -> torch.Tensor | Joined:
+        """What the convolutions of a stage read; put together slab by slab, later, where it is large."""
+        up, chosen, first = self.ups[stage], self.skips[stage], self.convs[stage][0]
+        joined = Joined(x, up, skip, chosen, first.conv.in_channels)
+        if joined_in_slabs(first, joined):
+            return joined
+        return torch.cat(_meeting(up(x), chosen(skip), self.spec.mismatch), dim=1)
 
     def _logits(self, stage: int, x: torch.Tensor, supports: Supports) -> torch.Tensor:
         logits = self.heads[stage](x)
@@ -112,10 +129,10 @@ class Channels(nn.Module):
         return x if self.index is None else x.index_select(1, self.index)
 
 
-def _convolutions(inputs: int, stage: Stage, last_activation: bool) -> nn.Sequential:
+def _convolutions(inputs: int, stage: Stage, last_activation: bool) -> Blocks:
     widths = [inputs, *stage.convs]
     last = len(stage.convs) - 1
-    return nn.Sequential(
+    return Blocks(
         *(
             ConvNormAct(widths[i], widths[i + 1], stage.kernel, act=last_activation or i < last or last == 0)
             for i in range(len(stage.convs))

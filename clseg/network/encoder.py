@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from clseg.network.blocks import ConvNormAct, ResidualBlock
+from clseg.network.blocks import Blocks, ConvNormAct, ResidualBlock
 from clseg.network.spec import EncoderSpec, Level
 
 
@@ -33,13 +33,13 @@ class Encoder(nn.Module):
         return features
 
 
-def _plain_level(inputs: int, level: Level) -> nn.Sequential:
+def _plain_level(inputs: int, level: Level) -> Blocks:
     first = ConvNormAct(inputs, level.width, level.kernel, level.stride)
     rest = (ConvNormAct(level.width, level.width, level.kernel) for _ in range(level.convs - 1))
-    return nn.Sequential(first, *rest)
+    return Blocks(first, *rest)
 
 
-def _residual_level(inputs: int, level: Level) -> nn.Sequential:
+def _residual_level(inputs: int, level: Level) -> Blocks:
     first = ResidualBlock(inputs, level.width, level.kernel, level.stride)
     rest = (ResidualBlock(level.width, level.width, level.kernel) for _ in range(level.convs - 1))
-    return nn.Sequential(first, *rest)
+    return Blocks(first, *rest)

@@ -56,18 +56,21 @@ class Model:
         return self
 
     def logits(
-        self, features: Sequence[torch.Tensor], names: Iterable[str], depth: int = 1
+        self, features: Sequence[torch.Tensor], names: Iterable[str], depth: int = 1, *, spend: bool = False
     ) -> Iterator[tuple[str, list[torch.Tensor]]]:
         """Logits of the decoders `names` at their `depth` finest stages, finest first, in the order asked.
 
         Supporters run before the decoders that they support, each once and at all their
-        stages, and are handed out only where they are asked for themselves.
+        stages, and are handed out only where they are asked for themselves.  With `spend`
+        the last decoder to run uses the list `features` up.
         """
         wanted = list(names)
-        shared = {helper for name in self.with_supporters(wanted) for helper in self.supporters_of(name)}
+        running = self.with_supporters(wanted)
+        shared = {helper for name in running for helper in self.supporters_of(name)}
+        last = running[-1] if spend and running and len(set(wanted)) == len(wanted) else None
         known: dict[str, list[torch.Tensor]] = {}
         for name in wanted:
-            yield name, self._logits(name, features, depth, shared, known)[:depth]
+            yield name, self._logits(name, features, depth, shared, known, last)[:depth]
 
     def with_supporters(self, names: Iterable[str]) -> tuple[str, ...]:
         """`names` and all decoders that support them, directly or through others, each once, supporters first."""
@@ -87,14 +90,18 @@ class Model:
         depth: int,
         shared: Collection[str],
         known: dict[str, list[torch.Tensor]],
+        last: str | None,
     ) -> list[torch.Tensor]:
-        """Logits of one decoder; of those in `shared` all stages, kept in `known` for the decoders that need them."""
+        """Logits of one decoder; of those in `shared` all stages, kept in `known` for the decoders that need them.
+
+        `last` is the decoder after which nobody needs the features.
+        """
         if name in known:
             return known[name]
         if name in shared:
             depth = len(self.decoders[name].spec.stages)
-        supports = [self._logits(helper, features, depth, shared, known) for helper in self.supporters_of(name)]
-        logits = self.decoders[name].forward_deep(features, depth, supports)
+        supports = [self._logits(helper, features, depth, shared, known, last) for helper in self.supporters_of(name)]
+        logits = self.decoders[name].forward_deep(features, depth, supports, spend=name == last)
         if name in shared:
             known[name] = logits
         return logits
