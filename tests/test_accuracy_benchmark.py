@@ -8,7 +8,17 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks.accuracy import Line, case_table, false_table, falsely_painted, kinds_beside, of_recipe, of_table, summarised, summary_table
+from benchmarks.accuracy import (
+    Line,
+    case_table,
+    false_table,
+    falsely_painted,
+    kinds_beside,
+    of_recipe,
+    of_table,
+    summarised,
+    summary_table,
+)
 from clseg.errors import InputError
 from clseg.io.nifti import write_mask
 from clseg.metrics import Scores, bootstrap_interval

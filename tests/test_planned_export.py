@@ -125,3 +125,16 @@ def test_more_than_255_structures_have_numbers() -> None:
     scores = torch.zeros(300, 2, 2, 2)
     scores[299] = 9
     assert set(np.unique(exported(scores, (4, 4, 4), (1,)).labels)) == {299}
+
+
+def test_what_is_kept_of_a_map_is_enough_to_know_who_has_a_voxel() -> None:
+    """Any slices give the labels, and the probabilities where there is one; elsewhere 0."""
+    rng = np.random.default_rng(0)
+    labels, score = rng.integers(0, 3, (4, 5, 6)).astype(np.uint8), rng.integers(1, 256, (4, 5, 6)).astype(np.uint8)
+    box = (slice(1, 5), slice(0, 5), slice(2, 8))
+    kept = LabelMap(box, labels, score).kept()
+    assert kept.box == box
+    for rows in (slice(0, 6), slice(2, 5), slice(3, 3)):
+        found, sure = kept.part(rows)
+        np.testing.assert_array_equal(found, labels[:, :, rows])
+        np.testing.assert_array_equal(sure, np.where(labels[:, :, rows] > 0, score[:, :, rows], 0))

@@ -12,7 +12,7 @@ from clseg.catalogue import Catalogue
 from clseg.errors import WeightsError
 from clseg.inference.engine import Engine
 from clseg.inference.planned import run
-from clseg.inference.planned.export import LabelMap
+from clseg.inference.planned.export import KeptMap, LabelMap
 from clseg.inference.planned.prepare import look
 from clseg.inference.planned.run import Answer, answers_of, compose, grouped, segment_planned
 from clseg.io.files import read
@@ -82,18 +82,18 @@ def test_only_decoders_that_answer_are_asked() -> None:
 # ---- who has a voxel --------------------------------------------------------------------------------------------------
 
 
-def found(name: str, labels: tuple[str, ...], first: int, numbers: list[int], score: list[int]) -> tuple[Answer, LabelMap]:
+def found(name: str, labels: tuple[str, ...], first: int, numbers: list[int], score: list[int]) -> tuple[Answer, KeptMap]:
     """An answer about some voxels in a row, from voxel `first`."""
     box = (slice(first, first + len(numbers)), slice(0, 1), slice(0, 1))
     shape = (-1, 1, 1)
     values = LabelMap(box, np.array(numbers, np.uint8).reshape(shape), np.array(score, np.uint8).reshape(shape))
-    return Answer(name, look(ROW, PLAN), PLAN, (), labels), values
+    return Answer(name, look(ROW, PLAN), PLAN, (), labels), values.kept()
 
 
 ROW = Volume(np.ones((6, 1, 1), np.int16))
 
 
-def composed(*answers: tuple[Answer, LabelMap], wanted: str = "all") -> dict[int, list[str]]:
+def composed(*answers: tuple[Answer, KeptMap], wanted: str = "all") -> dict[int, list[str]]:
     """Per depth the names in the row, '' where there is nothing; the order of the answers must not matter."""
     labels = {label for answer, _ in answers for label in answer.labels}
     chosen = CATALOGUE.select([wanted], among=labels)

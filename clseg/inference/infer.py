@@ -94,10 +94,11 @@ def planned(scan: Volume, parts: Parts, task: Task) -> tuple[Layers, set[str]]:
     plan = memory.plan(settings.max_memory, HELD_BYTES)
     tell(plan, task)
     with task.report.stage("Segmenting", windows_of(answers, settings.step, plan.share)) as advance:
-        found = list(segment_planned(scan, answers, step=settings.step, held=plan.share, advance=advance, stopwatch=stopwatch))
-    with stopwatch.lap("compose"):
-        for answer, label_map in found:
+        found = []
+        for answer, label_map in segment_planned(scan, answers, step=settings.step, held=plan.share, advance=advance, stopwatch=stopwatch):
             task.confidence.hear_map(label_map, answer.labels, scan.shape)
+            found.append((answer, label_map.kept()))
+    with stopwatch.lap("compose"):
         layers = compose(scan, found, task.wanted, task.catalogue)
     return layers, {label for answer in answers for label in answer.labels}
 

@@ -37,6 +37,7 @@ FAINT_SHARE = 0.3  # of the voxels of a layer; more are never between yes and no
 CANVAS = 3 + 5 * FAINT_SHARE  # bytes per voxel and layer: id, probability, and of faint ones an index and a probability
 EVIDENCE = 6 + 1 / 4 + 5 * FAINT_SHARE  # the same of what is kept of decoders: id and probability as it was, bits of boxes
 LARGEST_TILES = 56 << 20  # of restoring: bands, tiles, and slices that are being filled
+SPOKEN = 1 / 4  # bytes per voxel of a network's answer: the probability where it has a label
 RUNS = 1 / 4  # bytes per voxel and layer of a map of the scan, kept as runs; in real ones 0.02 to 0.1
 
 Chunk = tuple[str, ...]
@@ -268,9 +269,10 @@ class Imported:
     def _with(self, share: int) -> Plan:
         maps = Maps(self.wanted, self.catalogue, self.scan, confidence=self.confidence)
         boxes = [(math.prod(group[0].view.cropped), math.prod(group[0].view.shape), len(group)) for group in self.groups]
-        kept = sum(2 * box * count for box, _, count in boxes)  # label and probability of every answer
+        kept = int(sum((RUNS + SPOKEN) * box * count for box, _, count in boxes))  # of every answer
+        finished = max(((2 * count + 4) * box for box, _, count in boxes), default=0)  # what is being collected, and one answer on the scan's axes
         prepare = max((4 * (2 * box + grid) for box, grid, _ in boxes), default=0)
-        segment = max((4 * 2 * grid + 4 * box for box, grid, _ in boxes), default=0) + _EXPORT + int(_HANDED_OUT * share) + self._window()
+        segment = max((4 * 2 * grid + 4 * box for box, grid, _ in boxes), default=0) + finished + _EXPORT + int(_HANDED_OUT * share) + self._window()
         stages = (
             Stage("prepare", kept + prepare, f"the largest of {len(self.groups)} views of the scan" if len(self.groups) > 1 else "the scan as the networks see it"),
             Stage("segment", kept + segment, f"scores of open rows {in_words(share)}, a window, label maps of {_count(sum(n for *_, n in boxes), 'network')}"),

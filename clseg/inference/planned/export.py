@@ -11,6 +11,7 @@ from clseg.inference.planned.prepare import View, nonzero_bounds, scan_axes
 from clseg.inference.planned.resample import coarse_axis
 from clseg.network.plan import Plan
 from clseg.spatial.crop import Box
+from clseg.spatial.runs import LabelRuns
 from clseg.volume import Volume
 
 FULL = 255  # a probability of 1 in the stored byte
@@ -24,6 +25,31 @@ class LabelMap:
     box: Box
     labels: np.ndarray
     score: np.ndarray
+
+    def kept(self) -> KeptMap:
+        """What is kept until all networks have answered."""
+        planes = [(self.labels[:, :, k].T, self.score[:, :, k].T) for k in range(self.labels.shape[2])]
+        return KeptMap(self.box, LabelRuns.of(self.labels), tuple(score[labels > 0] for labels, score in planes))
+
+
+@dataclass(frozen=True)
+class KeptMap:
+    """A LabelMap without what nobody needs to know who has a voxel: runs of labels, and of every slice the probabilities where one is.
+
+    The maps of several networks wait for each other; in a long scan their voxels would be most of the memory.
+    """
+
+    box: Box
+    labels: LabelRuns
+    _scores: tuple[np.ndarray, ...]
+
+    def part(self, rows: slice) -> tuple[np.ndarray, np.ndarray]:
+        """Labels uint16 and probabilities × 255 uint8 (0 where no label is) of some slices of the box, (i, j, n)."""
+        labels = self.labels[:, :, rows]
+        score = np.zeros(labels.shape, np.uint8, order="F")
+        for k, one in enumerate(self._scores[rows]):
+            score[:, :, k].T[labels[:, :, k].T > 0] = one
+        return labels, score
 
 
 @dataclass
@@ -72,7 +98,7 @@ class Export:
             placed.append(scan_axes(whole, scan, self.plan))
         labels, score = placed
         box = tuple(slice(*bound) for bound in nonzero_bounds(labels)) if labels.any() else (slice(0, 0),) * 3
-        return LabelMap(box, labels[box].copy(), score[box].copy())  # type: ignore[arg-type]
+        return LabelMap(box, labels[box], score[box])  # type: ignore[arg-type]
 
     def _fill(self, rows: slice, start: int, scores: torch.Tensor) -> None:
         """Some rows of the box from the rows of scores that begin at `start`."""

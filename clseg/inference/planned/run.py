@@ -14,7 +14,7 @@ from clseg.inference.engine import Engine
 from clseg.inference.evidence import Claim, Sheet
 from clseg.inference.merge import FULL, Canvas, depths
 from clseg.inference.planned.body import Body
-from clseg.inference.planned.export import Export, LabelMap
+from clseg.inference.planned.export import Export, KeptMap, LabelMap
 from clseg.inference.planned.predict import Source, predict, window_count
 from clseg.inference.planned.prepare import View, look, prepare
 from clseg.network.plan import Plan
@@ -113,7 +113,7 @@ def segment_planned(
 
 
 def compose(
-    scan: Volume, found: Sequence[tuple[Answer, LabelMap]], wanted: Sequence[Anatomy], catalogue: Catalogue
+    scan: Volume, found: Sequence[tuple[Answer, KeptMap]], wanted: Sequence[Anatomy], catalogue: Catalogue
 ) -> dict[int, LabelRuns]:
     """Label maps of several answers → one map of catalogue ids per depth; see `clseg.inference.merge`, rules 3 and 4.
 
@@ -137,12 +137,12 @@ def compose(
     return layers
 
 
-def _claim(label_map: LabelMap, table: np.ndarray, rows: slice) -> Claim:
+def _claim(label_map: KeptMap, table: np.ndarray, rows: slice) -> Claim:
     """What a label map says in some slices of the scan; the first of them is slice 0 of the claim."""
     x, y, z = label_map.box
     first, last = max(z.start, rows.start), max(z.start, min(z.stop, rows.stop))
     inside = slice(first - z.start, max(first, last) - z.start)
-    labels, score = label_map.labels[:, :, inside], label_map.score[:, :, inside]
+    labels, score = label_map.part(inside)
     depth = slice(first - rows.start, first - rows.start + labels.shape[2])
     return Claim((x, y, depth), table[labels], score / np.float32(FULL))
 
