@@ -50,6 +50,17 @@ class DecoderRange:
         labels = {label: wider(mine, other.labels[label]) for label, mine in self.labels.items() if label in other.labels}
         return DecoderRange(wider(self.whole, other.whole), labels)
 
+    def completed(self, known: DecoderRange) -> DecoderRange:
+        """This, with the bounds that are known where these are open: contours that stop early do not tell that a structure goes on for ever."""
+        labels = {label: _completed(mine, known.labels.get(label)) for label, mine in self.labels.items()}
+        return DecoderRange(_completed(self.whole, known.whole), labels)
+
+
+def _completed(one: Range | None, known: Range | None) -> Range | None:
+    if one is None or known is None:
+        return one or known
+    return tuple(there if here is None else here for here, there in zip(one, known, strict=True))  # type: ignore[return-value]
+
 
 def wider(one: Range | None, other: Range | None) -> Range | None:
     """The range that covers both; a bound that is open in one of them is open."""

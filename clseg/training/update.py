@@ -121,11 +121,11 @@ def update(recipe: UpdateRecipe, run: Path, *, resume: bool = False, reports: Re
 
 
 def _wider(checkpoint: Checkpoint, plan: Recipe, base: Base) -> DecoderRange:
-    """The body-part range of the decoder, and of its labels, widened by what the new cases show."""
+    """The body-part range of the decoder, and of its labels, widened by what the new cases show; what they cannot tell stays."""
     known, scorer = DecoderRange(checkpoint.slices, checkpoint.label_slices), base.scorer()
     if known.whole is None or scorer is None:
         return known
-    return known.joined(learned_ranges(plan, scorer)[plan.decoder[0].name])
+    return known.joined(learned_ranges(plan, scorer)[plan.decoder[0].name].completed(known))
 
 
 def open_decoder(asset: Asset, base: Base) -> tuple[Model | None, Checkpoint]:
