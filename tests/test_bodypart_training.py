@@ -450,6 +450,8 @@ def test_a_list_of_limits_holds_for_every_label() -> None:
 
 def test_bounds_that_new_cases_cannot_tell_are_those_that_are_known() -> None:
     """An open end keeps the known bound, a label that was never seen its whole range; what is told is not touched."""
+    from clseg.training.ranges import DecoderRange
+
     known = DecoderRange((0.2, 1.1), {"a": (0.25, 1.1), "b": (0.7, 1.0)})
     new = DecoderRange((None, 1.2), {"a": (None, 1.2), "b": None})
     assert new.completed(known) == DecoderRange((0.2, 1.2), {"a": (0.25, 1.2), "b": (0.7, 1.0)})
