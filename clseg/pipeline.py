@@ -113,7 +113,7 @@ class Segmenter:
         confidence = Confidence(keep_map=self.settings.confidence_map)
         task = Task(self.wanted, self._catalogue, self.settings, self._device, stopwatch, self.report, confidence)
         layers, unreachable = infer(straight, parts, task)
-        arrays = [ids if straight is given else from_orthonormal(ids, straight, given) for ids in layers]
+        arrays = [ids if straight is given else from_orthonormal(np.asarray(ids), straight, given) for ids in layers]
         sure = confidence.map
         if sure is None and self.settings.confidence_map:  # nobody was asked
             sure = np.full(straight.shape, FULL, np.uint8, order="F")

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -167,7 +167,7 @@ def build_encoder(checkpoint: Checkpoint) -> Encoder:
 
     if not isinstance(checkpoint.spec, specs.EncoderSpec):
         raise WeightsError("Expected an encoder's checkpoint, given a decoder's.")
-    return _filled(Encoder(checkpoint.spec), checkpoint.tensors)
+    return _filled(lambda: Encoder(checkpoint.spec), checkpoint.tensors)  # type: ignore[arg-type]
 
 
 def build_decoder(checkpoint: Checkpoint, encoder: specs.EncoderSpec) -> Decoder:
@@ -176,7 +176,7 @@ def build_decoder(checkpoint: Checkpoint, encoder: specs.EncoderSpec) -> Decoder
 
     if not isinstance(checkpoint.spec, specs.DecoderSpec):
         raise WeightsError("Expected a decoder's checkpoint, given an encoder's.")
-    return _filled(Decoder(checkpoint.spec, encoder), checkpoint.tensors)
+    return _filled(lambda: Decoder(checkpoint.spec, encoder), checkpoint.tensors)  # type: ignore[arg-type]
 
 
 def _label_slices(stored: Any, labels: tuple[str, ...], path: Path) -> dict[str, Range | None]:
@@ -196,10 +196,17 @@ def _is_range(stored: Any) -> bool:
     return isinstance(stored, list) and len(stored) == 2 and all(type(bound) in (int, float) for bound in numbers or ())
 
 
-def _filled(module: Any, tensors: TensorDict) -> Any:
-    """`module` with `tensors` in it; a missing, surplus or misshapen tensor is an error."""
+def _filled(build: Callable[[], Any], tensors: TensorDict) -> Any:
+    """What `build` makes, with copies of `tensors` in it; a missing, surplus or misshapen tensor is an error.
+
+    It is built without numbers: to draw random ones for a large network takes longer than to read it.
+    """
+    import torch
+
+    with torch.device("meta"):
+        module = build()
     try:
-        module.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, strict=True)
+        module.load_state_dict({name: tensor.to(torch.float32, copy=True) for name, tensor in tensors.items()}, strict=True, assign=True)
     except RuntimeError as error:
         raise WeightsError(f"The weights do not fit their own spec: {error}") from error
     return module.eval().requires_grad_(False)

@@ -9,7 +9,7 @@ from torch import nn
 
 from clseg.errors import WeightsError
 from clseg.network.blocks import Blocks, ConvNormAct, PointConv, Up, joined_in_slabs
-from clseg.network.slabs import Joined
+from clseg.network.slabs import LAST, Joined
 from clseg.network.spec import DecoderSpec, EncoderSpec, Stage, joins, reached
 from clseg.network.support import SupportHead
 from clseg.network.upsample import upsampled
@@ -123,10 +123,14 @@ class Channels(nn.Module):
     def __init__(self, wanted: tuple[int, ...] | None, width: int) -> None:
         super().__init__()
         every = wanted is None or len(wanted) == width
-        self.register_buffer("index", None if every else torch.tensor(wanted, dtype=torch.long), persistent=False)
+        self.register_buffer("index", None if every else torch.tensor(wanted, dtype=torch.long, device="cpu"), persistent=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x if self.index is None else x.index_select(1, self.index)
+        if self.index is None:
+            return x
+        if x.is_contiguous(memory_format=LAST) and not x.is_contiguous():  # index_select takes seven times as long there
+            return x.permute(0, 2, 3, 4, 1)[..., self.index].permute(0, 4, 1, 2, 3)
+        return x.index_select(1, self.index)
 
 
 def _convolutions(inputs: int, stage: Stage, last_activation: bool) -> Blocks:
