@@ -12,6 +12,7 @@ from clseg.network.slabs import FEW, LAST, Joined
 from clseg.network.spec import Triple
 
 POINT: Triple = (1, 1, 1)
+MULTIPLIED = 32 << 20  # bytes that come up; more are as fast with torch, and are there only once
 
 
 class PointConv(nn.Conv3d):
@@ -49,13 +50,27 @@ class Conv(nn.Conv3d):
 
 
 class Up(nn.ConvTranspose3d):
-    """A transposed convolution whose kernel is its stride: (batch, inputs, x, y, z) → (batch, outputs, x·stride, y·stride, z·stride)."""
+    """A transposed convolution whose kernel is its stride: (batch, inputs, x, y, z) → (batch, outputs, x·stride, y·stride, z·stride).
+
+    On a CPU without a gradient up to five times as fast as torch's where little comes up at a time (LOG.md, 2026-11-26).
+    """
 
     def __init__(self, inputs: int, outputs: int, stride: Triple, bias: bool = True) -> None:
         super().__init__(inputs, outputs, stride, stride, bias=bias)
 
     def forward(self, x: torch.Tensor, output_size: list[int] | None = None) -> torch.Tensor:
-        return channels_last(super().forward(channels_last(x), output_size))
+        x = channels_last(x)
+        if _in_inference(x) and len(x) == 1 and 4 * x[0, 0].numel() * self.weight[0].numel() <= MULTIPLIED:
+            return self._multiplied(x)
+        return channels_last(super().forward(x, output_size))
+
+    def _multiplied(self, x: torch.Tensor) -> torch.Tensor:
+        """The same as one matrix product, whose columns are put in their places: what comes up from a voxel meets nothing else."""
+        (inputs, outputs, *stride), size = self.weight.shape, x.shape[2:]
+        flat, matrix = x.permute(0, 2, 3, 4, 1).reshape(-1, inputs), self.weight.permute(0, 2, 3, 4, 1).reshape(inputs, -1)
+        product = flat @ matrix if self.bias is None else torch.addmm(self.bias.repeat(prod(stride)), flat, matrix)
+        placed = product.view(*size, *stride, outputs).permute(0, 3, 1, 4, 2, 5, 6)
+        return placed.reshape(1, *(n * s for n, s in zip(size, stride, strict=True)), outputs).permute(0, 4, 1, 2, 3)
 
 
 def channels_last(x: torch.Tensor) -> torch.Tensor:
