@@ -74,6 +74,15 @@ def test_a_decoder_is_not_asked_beyond_all_its_labels():
     assert extents(neck(larynx=(0.5, 0.6)), 8, SCORES) == {"neck": (2, 8)}
 
 
+def test_a_decoder_is_asked_only_where_what_is_wanted_of_it_can_be():
+    """Of larynx and oesophagus the larynx alone is wanted: slices 5 and 6; the oesophagus without a range of its own: all of the decoder's."""
+    both = neck(larynx=(0.5, 0.6), esophagus=(0.2, 0.5))
+    assert extents(both, 8, SCORES, {"larynx", "liver"}) == {"neck": (5, 7)}
+    assert extents(both, 8, SCORES, {"larynx", "esophagus"}) == {"neck": (2, 7)}
+    assert extents(neck(larynx=(0.5, 0.6)), 8, SCORES, {"esophagus"}) == {"neck": (2, 8)}
+    assert extents(neck(larynx=(0.5, 0.6)), 8, SCORES, {"larynx"}) == {"neck": (5, 7)}
+
+
 def test_a_decoder_without_a_slice_reaches_none_of_its_labels():
     """No label has a slice, so the decoder has none."""
     model = neck(larynx=(0.9, 1.0), esophagus=(0.8, 1.0))

@@ -288,7 +288,7 @@ def test_decoders_out_of_range_are_reported(tiny, scan, monkeypatch):
     """Structures whose decoders had no slice are out of range, not absent."""
     from clseg.inference import infer
 
-    monkeypatch.setattr(infer, "extents", lambda network, slices, scores: {n: None if "abdomen" in n else (0, slices) for n in network.decoders})
+    monkeypatch.setattr(infer, "extents", lambda network, slices, scores, wanted: {n: None if "abdomen" in n else (0, slices) for n in network.decoders})
     result = segment(scan, model="tiny")
     assert result.out_of_range == {"liver", "spleen"}
     assert result.statistics()["liver"].status == "out_of_range"
@@ -336,7 +336,7 @@ def test_nothing_in_range_is_an_empty_result(tiny, scan, monkeypatch):
     """No decoder ran; everything is out of range, and nothing breaks."""
     from clseg.inference import infer
 
-    monkeypatch.setattr(infer, "extents", lambda network, slices, scores: dict.fromkeys(network.decoders))
+    monkeypatch.setattr(infer, "extents", lambda network, slices, scores, wanted: dict.fromkeys(network.decoders))
     result = segment(scan, model="tiny")
     assert not result.labels.array.any()
     assert result.out_of_range == set(result.names)
@@ -457,7 +457,7 @@ def test_a_scan_against_its_header_is_told(monkeypatch):
     for ends, warned in (((0.9, 0.2), 1), ((0.2, 0.9), 0)):
         told = Told()
         monkeypatch.setattr(infer, "score_grid", lambda *_, ends=ends: np.linspace(*ends, 50))
-        assert infer.slices_in_reach(parts, None, placement, told).decoders["lungs"] is not None
+        assert infer.slices_in_reach(parts, None, placement, told, ["lung_left", "lung_right"]).decoders["lungs"] is not None
         assert len([text for text in told.warnings if "upside down" in text]) == warned
 
 
@@ -537,7 +537,7 @@ def test_a_map_of_confidence_that_was_asked_for_is_there(tiny, scan, tmp_path, m
 
     from clseg.inference import infer
 
-    monkeypatch.setattr(infer, "extents", lambda network, slices, scores: dict.fromkeys(network.decoders))
+    monkeypatch.setattr(infer, "extents", lambda network, slices, scores, wanted: dict.fromkeys(network.decoders))
     result = segment(scan, model="tiny", confidence_map=True)
     assert result.present == ()
     result.save(tmp_path)

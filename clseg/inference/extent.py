@@ -10,7 +10,7 @@ the belly.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -37,17 +37,22 @@ class Reach:
         return {label for label in labels if whole is not None and own.get(label, whole) is not None}
 
 
-def extents(model: Model, slices: int, scores: Sequence[float] | None = None) -> Mapping[str, Extent | None]:
+def extents(
+    model: Model, slices: int, scores: Sequence[float] | None = None, wanted: Collection[str] | None = None
+) -> Mapping[str, Extent | None]:
     """First and past-the-last slice of every decoder among `slices`; None where no slice is in its range.
 
-    A decoder all of whose labels have ranges of their own is not asked beyond them.
+    A decoder is not asked beyond the ranges of those of its labels that are `wanted` (None:
+    all), where all of these have one of their own.
     """
     within = label_extents(model, slices, scores)
     found: dict[str, Extent | None] = {}
-    for name, wanted in model.slices.items():
-        whole = _extent(wanted, slices, scores)
-        if name in within and set(within[name]) == set(model.decoders[name].spec.labels):
-            whole = _common(whole, _hull(within[name].values()))
+    for name, span in model.slices.items():
+        whole = _extent(span, slices, scores)
+        if name in within:
+            mine = [label for label in model.decoders[name].spec.labels if wanted is None or label in wanted]
+            if mine and set(mine) <= set(within[name]):
+                whole = _common(whole, _hull(within[name][label] for label in mine))
         found[name] = whole
     return found
 

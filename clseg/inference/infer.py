@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -132,7 +132,7 @@ def house(scan: Volume, parts: Parts, task: Task) -> tuple[Layers, set[str]]:
         memory.plan(task.settings.max_memory)  # refused before anything is computed
         hu = onto_grid(oriented.array, placement)
     with stopwatch.lap("locate"), report.stage("Locating"):
-        reach = slices_in_reach(parts, hu, placement, report)
+        reach = slices_in_reach(parts, hu, placement, report, [a.name for a in task.wanted])
     plan = memory.plan(task.settings.max_memory, reach.decoders)
     tell(plan, task)
     with stopwatch.lap("segment"):
@@ -151,8 +151,8 @@ def house(scan: Volume, parts: Parts, task: Task) -> tuple[Layers, set[str]]:
     return restored, {label for name in reach.decoders for label in reach.reached(name, parts.labels[name])}
 
 
-def slices_in_reach(parts: Parts, hu: torch.Tensor, placement: Placement, report: Progress) -> Reach:
-    """Which slices every decoder may paint, and its labels; slices are scored only when something has a range."""
+def slices_in_reach(parts: Parts, hu: torch.Tensor, placement: Placement, report: Progress, wanted: Collection[str]) -> Reach:
+    """Which slices every decoder may paint for the structures that are wanted, and its labels; slices are scored only when something has a range."""
     ranged = any(wanted is not None for model in parts.models for wanted in model.slices.values())
     ranged = ranged or any(name in model.label_slices for model in parts.models for name in model.slices)
     scores = None
@@ -160,7 +160,7 @@ def slices_in_reach(parts: Parts, hu: torch.Tensor, placement: Placement, report
         scores = score_grid(hu, placement.spacing, parts.scorer, placement.orientation)
     if scores is not None and upside_down(scores):
         report.warn(UPSIDE_DOWN)
-    decoders = {name: extent for model in parts.models for name, extent in extents(model, placement.shape[2], scores).items()}
+    decoders = {name: extent for model in parts.models for name, extent in extents(model, placement.shape[2], scores, wanted).items()}
     labels = {name: own for model in parts.models for name, own in label_extents(model, placement.shape[2], scores).items()}
     return Reach(decoders, labels)
 
