@@ -29,7 +29,7 @@ GRID = Grid("RAS", (3.0, 3.0, 3.0), (16, 16, 16))
 class Ramp(Decoder):
     """Logits that depend on the place alone: of the first two labels x − 8 and y − 8 half steps, of the third −20."""
 
-    def forward_deep(self, features, depth, supports=()):
+    def forward_deep(self, features, depth, supports=(), **_):
         x, y = torch.meshgrid(torch.arange(16.0), torch.arange(16.0), indexing="ij")
         planes = [torch.zeros(16, 16), (x - 8) / 2, torch.where(x < 4, (y - 8) / 2, torch.tensor(-30.0)), torch.full((16, 16), -20.0)]
         logits = torch.stack(planes)[None, ..., None].expand(1, 4, 16, 16, 16)
