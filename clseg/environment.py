@@ -7,13 +7,14 @@ CLSEG_OFFLINE      1, true, yes or on: never open a socket
 CLSEG_WEIGHTS_URL  a mirror, https://… or file:///…, holding every asset under its manifest `file` name;
                    it takes the place of the web addresses in the manifest
 
-WORLD_SIZE and LOCAL_RANK are set by torchrun, see `torchrun`.
+WORLD_SIZE and LOCAL_RANK are set by torchrun, see `torchrun`.  OMP_WAIT_POLICY and GOMP_SPINCOUNT say how threads wait,
+see `let_threads_sleep`.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +43,14 @@ def environment(variables: Mapping[str, str] = os.environ) -> Environment:
         offline=_flag("CLSEG_OFFLINE", variables.get("CLSEG_OFFLINE", "")),
         mirror=variables.get("CLSEG_WEIGHTS_URL", "").strip() or None,
     )
+
+
+def let_threads_sleep(variables: MutableMapping[str, str] = os.environ) -> bool:
+    """Tell GNU's OpenMP, before it is loaded, that threads which wait shall soon sleep; False where the user has said how they wait."""
+    if "OMP_WAIT_POLICY" in variables or "GOMP_SPINCOUNT" in variables:
+        return False
+    variables["GOMP_SPINCOUNT"] = "1000"
+    return True
 
 
 def torchrun(variables: Mapping[str, str] = os.environ) -> tuple[int, int]:

@@ -15,6 +15,7 @@ from clseg.cli.rois import rois
 from clseg.cli.segment import run
 from clseg.cli.stats import stats
 from clseg.cli.train import export, train
+from clseg.waiting import be_considerate
 
 TEACH = "Teach it new organs"  # a group of --help
 
@@ -37,6 +38,7 @@ app.add_typer(recipe.app, name="recipe", rich_help_panel=TEACH)
 
 def main() -> None:
     """Entry point of the `clseg` program; Ctrl-C before a command has begun ends as quietly as after."""
+    be_considerate()
     try:
         app(prog_name="clseg")
     except KeyboardInterrupt:
