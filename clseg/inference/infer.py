@@ -153,7 +153,7 @@ def house(scan: Volume, parts: Parts, task: Task) -> tuple[Layers, set[str]]:
 
 def slices_in_reach(parts: Parts, hu: torch.Tensor, placement: Placement, report: Progress, wanted: Collection[str]) -> Reach:
     """Which slices every decoder may paint for the structures that are wanted, and its labels; slices are scored only when something has a range."""
-    ranged = any(wanted is not None for model in parts.models for wanted in model.slices.values())
+    ranged = any(span is not None for model in parts.models for span in model.slices.values())
     ranged = ranged or any(name in model.label_slices for model in parts.models for name in model.slices)
     scores = None
     if ranged and parts.scorer is not None:

@@ -17,7 +17,7 @@ import numpy as np
 from clseg.errors import InputError, OutputError, UsageError
 from clseg.io.files import AnyPath, existing, writing
 from clseg.io.labels import Labels, to_xml
-from clseg.io.voxels import Piece, as_bytes, as_ids, fortran, gzipped, id_type, slabs, structure_slabs
+from clseg.io.voxels import Piece, as_bytes, as_ids, fortran, gzipped, id_type, slabs, slabs_of, structure_slabs
 from clseg.spatial.crop import Box
 from clseg.spatial.runs import LabelRuns
 from clseg.volume import Header, Volume
@@ -277,7 +277,7 @@ def write_mask(path: AnyPath, array: np.ndarray, like: Volume, *, labels: Labels
 def write_label_map(path: AnyPath, parts: Iterable[np.ndarray], like: Volume, labels: Labels) -> None:
     """Write a label map that comes in `parts` (i, j, n), some slices at a time, as `write_mask` would write the whole; errors as there."""
     dtype = id_type(max(labels, default=0))
-    _write(path, dtype, (piece for part in parts for piece in slabs(fortran(part, dtype))), like, labels)
+    _write(path, dtype, slabs_of(parts, dtype), like, labels)
 
 
 def write_structure(path: AnyPath, labels: np.ndarray | LabelRuns, id: int, box: Box, like: Volume) -> None:

@@ -65,6 +65,11 @@ def slabs(voxels: np.ndarray) -> Iterator[Piece]:
         yield slab if slab.any() else slab.size
 
 
+def slabs_of(parts: Iterable[np.ndarray], dtype: np.dtype) -> Iterator[Piece]:
+    """The same of a map that comes in parts (i, j, n), some slices at a time."""
+    return (piece for part in parts for piece in slabs(fortran(part, dtype)))
+
+
 def structure_slabs(labels: np.ndarray | LabelRuns, id: int, box: Box) -> Iterator[Piece]:
     """The same of the mask `labels == id`, which is empty outside `box`; one buffer serves all its slices."""
     i, j, k = box

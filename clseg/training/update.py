@@ -11,6 +11,7 @@ from clseg.inference.engine import choose_device
 from clseg.io.files import write_csv
 from clseg.manifest import Asset
 from clseg.network.checkpoint import Checkpoint, build_decoder, load, read_header
+from clseg.network.decoder import Decoder
 from clseg.network.model import Model, assemble
 from clseg.network.spec import DecoderSpec
 from clseg.recipe import DecoderRecipe, Recipe, UpdateRecipe
@@ -95,11 +96,7 @@ def update(recipe: UpdateRecipe, run: Path, *, resume: bool = False, reports: Re
         if not here.first or before is None:
             return Updated(Result("", Path(), (), (), (), {}), [], None)
 
-        lower: dict[str, float] = {}
-        if recipe.balance:
-            shown = spread([one for one in examples if one.points.get(name)], recipe.balance)
-            final, lower = balanced(course.encoder, final, shown, device=device, open_labels=open_labels(plan)[name])
-            reports.note(f"balanced on {len(shown)} cases: {', '.join(f'{label} {0 - by:+g}' for label, by in lower.items())}")
+        final, lower = _balanced(final, name, course, recipe.balance)
         rows, scores = [], {}
         for kind, cases in (("old", old), ("new", new)):
             course.held_out = cases
@@ -112,12 +109,23 @@ def update(recipe: UpdateRecipe, run: Path, *, resume: bool = False, reports: Re
         if not (resume and file.is_file()):
             card = renewed(checkpoint.card, card_of(recipe, plan, base, final, then, scores["new"]))
             table = [dict(zip(HEADER, row, strict=True)) for row in rows]
-            write_decoder(final, file, base, {**card, "update_of": asset.sha256, "kept": recipe.keep, **({"balance": lower} if lower else {}), "dice_before_and_after": table}, _wider(checkpoint, plan, base))
+            card |= {"update_of": asset.sha256, "kept": recipe.keep, "dice_before_and_after": table} | ({"balance": lower} if lower else {})
+            write_decoder(final, file, base, card, _wider(checkpoint, plan, base))
         card = read_header(file)["card"]
         result = Result(next_name(asset), file, asset.labels, asset.requires or (base.encoder.name,), (asset.name, *asset.replaces), card)
         draw_curves(run)
         proof = publish(base, recipe.model, recipe, {name: result}, before, run)
         return Updated(result, rows, proof)
+
+
+def _balanced(decoder: Decoder, name: str, course: Course, most: int) -> tuple[Decoder, dict[str, float]]:
+    """The decoder balanced on at most so many training cases, and by how much labels were lowered; as it is for 0."""
+    if not most:
+        return decoder, {}
+    shown = spread([one for one in course.examples if one.points.get(name)], most)
+    found, lower = balanced(course.encoder, decoder, shown, device=course.device, open_labels=open_labels(course.plan)[name])
+    course.reports.note(f"balanced on {len(shown)} cases: {', '.join(f'{label} {0 - by:+g}' for label, by in lower.items())}")
+    return found, lower
 
 
 def _wider(checkpoint: Checkpoint, plan: Recipe, base: Base) -> DecoderRange:

@@ -11,7 +11,7 @@ import numpy as np
 from clseg.catalogue import Anatomy
 from clseg.io.files import writing
 from clseg.io.segments import Segments
-from clseg.io.voxels import Piece, as_ids, fortran, gzipped, id_type, slabs, structure_slabs
+from clseg.io.voxels import Piece, as_ids, gzipped, id_type, slabs, slabs_of, structure_slabs
 from clseg.volume import Volume
 
 _TYPES = {1: "unsigned char", 2: "unsigned short"}
@@ -21,8 +21,7 @@ _RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0])
 def write_nrrd_map(path: Path, segments: Segments) -> None:
     """One label map of catalogue ids (part hides whole) as NRRD; uint16 when an id above 255 was looked for, else uint8."""
     dtype = id_type(max((a.id for a in segments.wanted), default=0))
-    voxels = (piece for _, part in segments.flat_slices() for piece in slabs(fortran(part, dtype)))
-    write_nrrd(path, voxels, dtype, segments.scan)
+    write_nrrd(path, slabs_of((part for _, part in segments.flat_slices()), dtype), dtype, segments.scan)
 
 
 def write_nrrd_mask(path: Path, segments: Segments, anatomy: Anatomy) -> None:
