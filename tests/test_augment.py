@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from clseg.errors import RecipeError
 from clseg.recipe import AugmentRecipe
-from clseg.training.augment import change_intensity, in_voxels, maybe_mirrored, random_matrix
+from clseg.training.augment import change_intensity, in_voxels, maybe_mirrored, other_sides, random_matrix
+from clseg.training.examples import IGNORE, OPEN
 from clseg.volume import AIR_HU
 from tests.small_dataset import tiny_recipe
 
@@ -80,13 +81,22 @@ def test_a_mirror_swaps_left_and_right_half_of_the_time(orientation: str, axis: 
     assert untouched.random() == np.random.default_rng(0).random()
 
 
-def test_a_recipe_with_sides_may_not_mirror(tmp_path: Path) -> None:
-    """A flipped left lung would be called left on the right side; without sides the same knob is fine."""
+def test_a_recipe_mirrors_whole_pairs_only(tmp_path: Path) -> None:
+    """Both lungs in one decoder exchange their names; a left lung alone would be called left on the right side."""
     plan = tiny_recipe(tmp_path)
     mirror = replace(plan.augment, mirror=True)
-    with pytest.raises(RecipeError, match="'lung_left' has a side"):
-        replace(plan, augment=mirror)
-    assert replace(plan, augment=mirror, decoder=plan.decoder[1:]).augment.mirror
+    assert replace(plan, augment=mirror).augment.mirror
+    lonely = replace(plan.decoder[0], labels=("lung_left",))
+    with pytest.raises(RecipeError, match="'lung_left' has no partner in decoder 'lungs'"):
+        replace(plan, augment=mirror, decoder=(lonely, *plan.decoder[1:]))
+
+
+def test_names_in_a_mirror() -> None:
+    """Pairs are exchanged; background, what has no side, and the codes for unknown stay; twice is as before."""
+    table = other_sides(("mandible", "parotid_gland_left", "parotid_gland_right", "my_own_label"))
+    assert table[:5].tolist() == [0, 1, 3, 2, 4]
+    assert table[[IGNORE, OPEN]].tolist() == [IGNORE, OPEN]
+    assert np.array_equal(table[table], np.arange(256))
 
 
 def test_everything_off_changes_nothing() -> None:

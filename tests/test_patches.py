@@ -216,6 +216,23 @@ def test_a_mirrored_patch_has_its_labels_mirrored_with_it() -> None:
     assert 6 < sum(right) < 18
 
 
+def test_left_stays_left_in_a_mirror(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With both lungs as labels the left half of every patch is the left lung, mirrored or not; what is annotated changes sides too."""
+    plan = replace(recipe(replace(STRAIGHT, mirror=True)), decoder=(DecoderRecipe(name="d", labels=("lung_left", "lung_right")),))
+    source = both(example(halves(0)), plan)
+    turned = 0
+    for seed in range(24):
+        patch = draw(source, seed)
+        hu, target = patch.image[0], patch.targets["d"]
+        assert (target[0] == 1).all()
+        assert (target[-1] == 2).all()
+        turned += bool((hu[-1] < 150).all())
+    assert 6 < turned < 18
+    half_known = replace(example(halves(0)), annotated={"d": (True, False)})
+    seen = {draw(both(half_known, plan), seed).annotated["d"] for seed in range(24)}
+    assert seen == {(True, False), (False, True)}
+
+
 def test_turns_are_turns_where_voxels_are_no_cubes() -> None:
     """A ball of 24 mm in voxels of 2 × 2 × 4 mm is a ball in every turned patch: as wide in mm along all axes."""
     spacing = np.array([2.0, 2.0, 4.0])

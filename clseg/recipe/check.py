@@ -96,14 +96,17 @@ def prune(plan: PruneRecipe) -> None:
 
 
 def _mirror(plan: Recipe | LearnRecipe) -> None:
-    """A mirrored left kidney is a right one: no structure with a side may be flipped."""
-    labels = [label for decoder in plan.decoder for label in decoder.labels]
-    catalogue = Catalogue.builtin().with_structures(labels)
-    sided = [label for label in labels if catalogue[label].side]
-    if plan.augment.mirror and sided:
-        raise RecipeError(
-            f"augment.mirror flips left and right, but '{sided[0]}' has a side.", tip="Set augment.mirror = false in this recipe."
-        )
+    """A mirrored left kidney is a right one: whatever has a side needs its partner in the same decoder."""
+    if not plan.augment.mirror:
+        return
+    for decoder in plan.decoder:
+        catalogue = Catalogue.builtin().with_structures(decoder.labels)
+        for label in decoder.labels:
+            if catalogue[label].side and catalogue[label].partner not in decoder.labels:
+                raise RecipeError(
+                    f"augment.mirror exchanges left and right, but '{label}' has no partner in decoder '{decoder.name}'.",
+                    tip="Set augment.mirror = false in this recipe, or give the decoder both sides.",
+                )
 
 
 def _synthesis(rule: SynthesisRecipe) -> None:

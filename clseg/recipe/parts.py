@@ -111,7 +111,7 @@ class AugmentRecipe:
     rotation_deg: float = knob("largest turn about each axis, degrees", 15.0)
     scale: tuple[float, float] = knob("smallest and largest scale", (0.8, 1.25))
     stretch: float = knob("and each axis on its own by up to this share", 0.08)
-    mirror: bool = knob("flip left and right; only where no structure has a side", False)
+    mirror: bool = knob("flip left and right, which exchanges the names of structures with a side; not for a decoder that has but one of a pair", False)
     shift_hu: float = knob("largest offset of tissue, HU", 30.0)
     contrast: tuple[float, float] = knob("smallest and largest factor on HU", (0.85, 1.15))
     noise_hu: float = knob("largest standard deviation of noise, HU", 25.0)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
+from clseg.catalogue import Catalogue
 from clseg.recipe import AugmentRecipe
 from clseg.spatial.resample import resample
 from clseg.volume import AIR_HU, Spacing
@@ -35,6 +38,17 @@ def maybe_mirrored(matrix: np.ndarray, orientation: str, rng: np.random.Generato
         return matrix
     flip = np.array([-1.0 if letter in "LR" else 1.0 for letter in orientation])
     return matrix * flip[None, :]
+
+
+def other_sides(labels: Sequence[str]) -> np.ndarray:
+    """What each value of a target is called in a mirror: uint8 (256,), left and right of a pair exchanged, all else as it is."""
+    catalogue = Catalogue.builtin().with_structures(labels)
+    table = np.arange(256, dtype=np.uint8)
+    for value, label in enumerate(labels, 1):
+        partner = catalogue[label].partner
+        if partner in labels:
+            table[value] = list(labels).index(partner) + 1
+    return table
 
 
 def change_intensity(

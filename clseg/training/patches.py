@@ -16,10 +16,12 @@ from clseg.errors import TrainingError
 from clseg.inference.prepare import normalise
 from clseg.network.spec import Intensity
 from clseg.recipe import Recipe
-from clseg.training.augment import change_intensity, in_voxels, maybe_mirrored, random_matrix
+from clseg.training.augment import change_intensity, in_voxels, maybe_mirrored, other_sides, random_matrix
 from clseg.training.examples import IGNORE, OPEN, Example
 from clseg.training.synthesis import Pose, synthesise
 from clseg.volume import AIR_HU
+
+Annotated = dict[str, tuple[bool, ...]]
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Patch:
 
     image: torch.Tensor
     targets: dict[str, torch.Tensor]
-    annotated: dict[str, tuple[bool, ...]]
+    annotated: Annotated
 
 
 class Patches:
@@ -50,6 +52,7 @@ class Patches:
         self.size = np.array(recipe.grid.patch)
         self.spacing = recipe.grid.spacing_mm
         self.labels = {decoder.name: decoder.labels for decoder in recipe.decoder}
+        self.mirrored = {decoder.name: other_sides(decoder.labels) for decoder in recipe.decoder} if recipe.augment.mirror else {}
 
     def batch(self, iteration: int) -> list[Patch]:
         return [
@@ -68,11 +71,22 @@ class Patches:
             hu, targets = self._cut(example, decoders, centre, in_voxels(matrix, self.spacing))
         else:
             hu, targets = self._synthesise(example, decoders, centre, matrix, rng)
+        annotated = {d: example.annotated[d] for d in decoders}
+        if np.linalg.det(matrix) < 0:
+            targets, annotated = self._sides_changed(targets, annotated)
         outline = targets.get(self.recipe.augment.clear_outside)
         body = None if outline is None else (outline > 0) & (outline < OPEN)
         hu = change_intensity(hu, body, rng, self.recipe.augment, self.recipe.grid.spacing_mm[2])
         image = normalise(hu, self.intensity)[None]
-        return Patch(image, targets, {d: example.annotated[d] for d in decoders})
+        return Patch(image, targets, annotated)
+
+    def _sides_changed(self, targets: dict[str, torch.Tensor], annotated: Annotated) -> tuple[dict[str, torch.Tensor], Annotated]:
+        """What was left is right in a mirrored patch: targets, and which labels are annotated."""
+        tables = {d: torch.from_numpy(self.mirrored[d]) for d in targets}
+        return (
+            {d: tables[d][target.long()] for d, target in targets.items()},
+            {d: tuple(known[self.mirrored[d][n] - 1] for n in range(1, len(known) + 1)) for d, known in annotated.items()},
+        )
 
     def _decoders(self, example: Example, rng: np.random.Generator) -> list[str]:
         """Decoders that learn from this patch; those with nothing to find here only now and then."""

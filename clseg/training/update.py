@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from clseg.errors import TrainingError
+from clseg.errors import RecipeError, TrainingError, WeightsError
 from clseg.inference.engine import choose_device
 from clseg.io.files import write_csv
 from clseg.manifest import Asset
@@ -14,6 +14,7 @@ from clseg.network.checkpoint import Checkpoint, build_decoder, load, read_heade
 from clseg.network.decoder import Decoder
 from clseg.network.model import Model, assemble
 from clseg.network.spec import DecoderSpec
+from clseg.network.widen import widened
 from clseg.recipe import DecoderRecipe, Recipe, UpdateRecipe
 from clseg.training.average import decay_for
 from clseg.training.balance import balanced
@@ -28,6 +29,7 @@ from clseg.training.publish import Result, card_of, publish, renewed, witnessed,
 from clseg.training.ranges import DecoderRange, learned_ranges
 from clseg.training.run import Reports, alone, draw_curves, note_recipe, quicken
 from clseg.training.score import DiceByLabel, spread
+from clseg.training.ticket import Ticket, sparsity
 from clseg.training.validation import means
 
 HEADER = ["cases", "structure", "n", "before", "after", "change"]
@@ -54,6 +56,7 @@ class Updated:
 def update(recipe: UpdateRecipe, run: Path, *, resume: bool = False, reports: Reports | None = None) -> Updated:
     """Train on the new cases; the result is the moving average, in which old weights weigh `keep`.
 
+    With `widths` the decoder has more channels from the start, which say next to nothing at first.
     With `balance` the biases of its last layer are then moved to where Dice on training
     cases is highest; with no iterations nothing else is done.
     The encoder, the mask of pruned weights and all other decoders stay as they are.  The
@@ -67,6 +70,7 @@ def update(recipe: UpdateRecipe, run: Path, *, resume: bool = False, reports: Re
         base = Base.open(recipe.model, run)
         asset = base.decoder(recipe.decoder)
         helpers, checkpoint = open_decoder(asset, base)
+        student = _student(checkpoint, base, recipe)
         trained = replace(recipe, optim=replace(recipe.optim, iterations=max(1, recipe.optim.iterations)))  # a plan has steps, taken or not
         plan = base.plan(trained, (decoder_recipe(asset, checkpoint, recipe.open_ends),))
         if here.first:
@@ -87,7 +91,6 @@ def update(recipe: UpdateRecipe, run: Path, *, resume: bool = False, reports: Re
             raise TrainingError(f"No case of [[old]] in split '{split}' shows a structure of the decoder '{name}', so its loss cannot be measured.")
         if not recipe.old and here.first:
             reports.note("warning: no [[old]] cases are given, so nobody measures what the decoder forgets")
-        student = build_decoder(checkpoint, base.spec)
         rule = replace(plan.optim, average=decay_for(recipe.keep, plan.optim.iterations))
         if recipe.optim.iterations and not course.file("update", name).is_file():
             course.train("update", {name: student}, rule, helpers=helpers, ticket=True, warm=False)
@@ -107,15 +110,37 @@ def update(recipe: UpdateRecipe, run: Path, *, resume: bool = False, reports: Re
         refuse_loss(rows, recipe.allowed_loss)
         file = run / "weights" / f"{name}.safetensors"
         if not (resume and file.is_file()):
-            card = renewed(checkpoint.card, card_of(recipe, plan, base, final, then, scores["new"]))
+            card = renewed(checkpoint.card, card_of(recipe, plan, base, final, final if recipe.widths else then, scores["new"]))
             table = [dict(zip(HEADER, row, strict=True)) for row in rows]
             card |= {"update_of": asset.sha256, "kept": recipe.keep, "dice_before_and_after": table} | ({"balance": lower} if lower else {})
+            card |= _size(final, card) if recipe.widths else {}
             write_decoder(final, file, base, card, _wider(checkpoint, plan, base))
         card = read_header(file)["card"]
         result = Result(next_name(asset), file, asset.labels, asset.requires or (base.encoder.name,), (asset.name, *asset.replaces), card)
         draw_curves(run)
         proof = publish(base, recipe.model, recipe, {name: result}, before, run)
         return Updated(result, rows, proof)
+
+
+def _student(checkpoint: Checkpoint, base: Base, recipe: UpdateRecipe) -> Decoder:
+    """The decoder that goes on learning, with more channels if the recipe says so."""
+    decoder = build_decoder(checkpoint, base.spec)
+    if not recipe.widths:
+        return decoder
+    try:
+        return widened(decoder, recipe.widths, base.spec, recipe.seed)
+    except WeightsError as error:
+        raise RecipeError(f"widths of decoder '{recipe.decoder}': {error.message}", tip=error.tip) from error
+
+
+def _size(grown: Decoder, card: dict[str, Any]) -> dict[str, Any]:
+    """What a card says of a decoder that has grown: its own dense form is what it is compared with from now on."""
+    return {
+        "widths": [stage.convs[-1] for stage in grown.spec.stages],
+        "parameters_dense": card["parameters"],
+        "flops_per_window_dense": card["flops_per_window"],
+        "pruning_rate": round(sparsity(Ticket.of(grown)), 4),
+    }
 
 
 def _balanced(decoder: Decoder, name: str, course: Course, most: int) -> tuple[Decoder, dict[str, float]]:
