@@ -418,7 +418,7 @@ def test_a_table_of_id_and_name_is_turned_round(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("knobs", "sentence"),
     [
-        ({"format": "nifti", "index": "i.csv"}, "folders, csv, nnunet, totalsegmentator, given 'nifti'"),
+        ({"format": "nifti", "index": "i.csv"}, "folders, csv, nnunet, totalsegmentator, results, given 'nifti'"),
         ({"format": "nnunet", "index": "i.csv"}, "lacks 'path': its format 'nnunet' needs it"),
         ({"format": "csv"}, "lacks 'index'"),
         ({"index": "i.csv", "path": "x"}, "'path' is given"),
@@ -444,3 +444,69 @@ def test_facts_change_with_what_decides_the_masks(tmp_path: Path) -> None:
     texts = [json.dumps(one.facts()) for one in (case, *others)]
     assert len(set(texts)) == 4
     assert all(isinstance(one.dataset, DatasetRecipe) for one in others)
+
+
+# ---- clseg's own results ----------------------------------------------------------------------------------------------
+
+OWN = {"name": "own", "format": "results", "path": "results", "val_share": 0.0}
+
+
+def result(folder: Path, name: str = "a", review: dict[str, str] | None = None, **run: Any) -> Path:
+    """A scan beside `results/`, and in it a result with both masks and statistics."""
+    write_nifti(folder / f"{name}.nii.gz", ct(), grid())
+    place = folder / "results" / name
+    place.mkdir(parents=True)
+    for one in BOXES:
+        write_nifti(place / f"{one}.nii.gz", mask(one), grid())
+    (place / "run.json").write_text(json.dumps({"input": {"path": str(folder / f"{name}.nii.gz")}, **run}))
+    if review is not None:
+        told = {one: {"review": word, "status": "complete"} for one, word in review.items()}
+        (place / "statistics.json").write_text(json.dumps({**told, "families": {"organs": {"volume_ml": 3.0}}}))
+    return place
+
+
+def test_own_results_teach_what_needs_no_review(tmp_path: Path) -> None:
+    """The scan is the one that run.json names; a mask that should be looked at is unknown, never background."""
+    result(tmp_path, "a", {"liver": "no", "spleen": "yes"})
+    result(tmp_path, "b", {"liver": "no", "spleen": "no", "aorta": "no"})  # no mask of an aorta: unknown
+    first, second = find_cases(recipe(tmp_path, OWN))
+    assert (first.name, first.ct) == ("a", tmp_path / "a.nii.gz")
+    assert set(masks_of(first)) == {"liver"}
+    masks = masks_of(second, "liver", "spleen", "aorta")
+    assert set(masks) == set(BOXES)
+    assert all(np.array_equal(masks[name], mask(name)) for name in BOXES)
+
+
+def test_own_results_without_statistics_are_refused(tmp_path: Path) -> None:
+    """Nothing says which masks are good."""
+    result(tmp_path)
+    with pytest.raises(InputError, match=r"no statistics.json, so nothing says which masks need a review") as caught:
+        find_cases(recipe(tmp_path, OWN))
+    assert "--stats" in str(caught.value.tip)
+
+
+def test_a_folder_without_results_is_refused(tmp_path: Path) -> None:
+    """There, empty, or not there at all: one sentence and the command that fills it."""
+    for _ in range(2):
+        with pytest.raises(RecipeError, match=r"Dataset 'own' has no results in .*results"):
+            find_cases(recipe(tmp_path, OWN))
+        (tmp_path / "results").mkdir(exist_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [("{", "cannot be read as JSON"), ("[1]", "holds a list"), ("{}", "does not say which file"), ('{"input": {"path": null}}', "does not say which file")],
+)
+def test_a_spoilt_result_is_refused(tmp_path: Path, text: str, told: str) -> None:
+    """A run.json that is none, and one of an array that had no file."""
+    (result(tmp_path, "a", {"liver": "no"}) / "run.json").write_text(text)
+    with pytest.raises(InputError, match=told):
+        find_cases(recipe(tmp_path, OWN))
+
+
+def test_a_scan_that_has_gone_is_missed(tmp_path: Path) -> None:
+    """The result alone teaches nothing."""
+    result(tmp_path, "a", {"liver": "no"})
+    (tmp_path / "a.nii.gz").unlink()
+    with pytest.raises(InputError, match=r"case 'a' of dataset 'own' lacks .*a\.nii\.gz"):
+        find_cases(recipe(tmp_path, OWN))

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 ENDS = {"inferior", "superior", "both"}
-FORMATS = {"folders": "index", "csv": "index", "nnunet": "path", "totalsegmentator": "path"}  # and the key that says where
+FORMATS = {"folders": "index", "csv": "index", "nnunet": "path", "totalsegmentator": "path", "results": "path"}  # and the key that says where
 
 
 def recipe(plan: Recipe) -> None:

@@ -75,13 +75,13 @@ class DatasetRecipe:
     """
 
     name: str = knob("what logs and cards call it", example="my_cases")
-    format: str = knob("how it is stored: folders, csv (both have an index), nnunet or totalsegmentator (both have a path)", "folders")
+    format: str = knob("how it is stored: folders, csv (both have an index), nnunet, totalsegmentator or results (these have a path)", "folders")
     index: str = knob(
         "folders: CSV with columns case (folder beside the CSV) and split; csv: CSV with columns ct and label, and if need be names, split, case",
         "",
         example="data/index.csv",
     )
-    path: str = knob("nnunet: the DatasetXXX_Name folder; totalsegmentator: the folder of subjects", "")
+    path: str = knob("nnunet: the DatasetXXX_Name folder; totalsegmentator: the folder of subjects; results: what `clseg -i SCANS -o` wrote with --stats, of which masks that need no review are learned", "")
     cases: tuple[str, ...] = knob("glob patterns over the names of cases", ("*",))
     weight: float = knob("share of samples drawn from this dataset", 1.0)
     ct: str = knob("folders, totalsegmentator: the CT in a case's folder", "ct.nii.gz")

@@ -6,6 +6,7 @@
 | `csv`             | a table of paths (ct, label) with names, split and case                | `table`           |
 | `nnunet`          | `DatasetXXX_Name` of nnU-Net v2                                        | `nnunet`          |
 | `totalsegmentator`| a folder per subject with a CT and `segmentations/`                    | `totalsegmentator`|
+| `results`         | what `clseg -i` wrote: pseudo-labels that need no review               | `results`         |
 
 `find_cases` lists them, `read_masks` reads them; nothing else needs to know the formats.
 """

@@ -9,7 +9,7 @@ from pathlib import Path
 from clseg.errors import InputError, RecipeError
 from clseg.recipe import DatasetRecipe
 from clseg.recipe.commands import Common
-from clseg.training.cases import folders, nnunet, table, totalsegmentator
+from clseg.training.cases import folders, nnunet, results, table, totalsegmentator
 from clseg.training.cases.case import Case
 
 FORMATS: dict[str, Callable[[DatasetRecipe, Path], list[Case]]] = {
@@ -17,6 +17,7 @@ FORMATS: dict[str, Callable[[DatasetRecipe, Path], list[Case]]] = {
     "csv": table.cases,
     "nnunet": nnunet.cases,
     "totalsegmentator": totalsegmentator.cases,
+    "results": results.cases,
 }
 
 
