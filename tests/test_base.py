@@ -74,6 +74,17 @@ def test_decoders_have_a_long_and_a_short_name(tiny_model) -> None:
         base.decoder("encoder")
 
 
+def test_a_lent_decoder_answers_to_its_short_name(tiny_model, tmp_path: Path) -> None:
+    """A model may list decoders that carry another model's name: the part behind it is enough, unless two have the same."""
+    home = tiny_model()
+    own.add(Model("tiny", "d", "MIT"), copied(home, tmp_path, "other-heart"), {})
+    assert Base.open("tiny").decoder("heart").name == "other-heart"
+    own.add(Model("tiny", "d", "MIT"), copied(home, tmp_path, "third-heart", labels=("third_organ",)), {})
+    with pytest.raises(UnknownName, match="Unknown decoder 'heart'"):
+        Base.open("tiny").decoder("heart")
+    assert Base.open("tiny").decoder("third-heart").name == "third-heart"
+
+
 def test_what_took_a_decoders_place_answers_to_its_name(tiny_model, tmp_path: Path) -> None:
     """After an update `lungs` is `tiny-lungs.2`, and after another `tiny-lungs.3`."""
     home = tiny_model()

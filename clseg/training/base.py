@@ -79,11 +79,15 @@ class Base:
             raise RecipeError(f"Model '{target}' has another encoder than '{self.model}'.", tip="Give `into` another name.")
 
     def decoder(self, name: str) -> Asset:
-        """The decoder called `name`, or `<model>-<name>`, or what has taken its place; UnknownName says what there is."""
+        """The decoder called `name`, or `<some model>-<name>`, or what has taken its place; UnknownName says what there is."""
         decoders = [asset for asset in self.listing.listed(self.model) if asset.kind == "decoder"]
-        for asset in decoders:
-            if {name, f"{self.model}-{name}"} & {asset.name, *asset.replaces}:
-                return asset
+        for called in (name, f"{self.model}-{name}"):
+            for asset in decoders:
+                if called in (asset.name, *asset.replaces):
+                    return asset
+        borrowed = [asset for asset in decoders if name in (one.partition("-")[2] for one in (asset.name, *asset.replaces))]
+        if len(borrowed) == 1:  # a decoder that another model lent
+            return borrowed[0]
         short = [asset.name.removeprefix(f"{self.model}-") for asset in decoders]
         raise UnknownName("decoder", name, tip=f"Model '{self.model}' has: {', '.join(short)}.")
 
