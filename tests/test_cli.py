@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 import clseg
 from clseg.cli.app import app
 from clseg.errors import OutputError
-from clseg.io.nifti import write_volume
+from clseg.io.nifti import write_mask, write_volume
 from clseg.phantom import small_phantom
 from clseg.volume import Volume
 
@@ -736,6 +736,21 @@ def test_evaluate_refuses_what_it_cannot_compare(words):
     result = call("evaluate", *words)
     assert (result.exit_code, result.stdout) == (2, "")
     assert error_of(result)
+
+
+@pytest.mark.parametrize("option", ["--split", "--model", "--device"])
+def test_evaluate_refuses_options_that_mean_nothing_for_masks(tmp_path, option):
+    """What says how to segment says nothing about two folders of masks: exit 2, not silence."""
+    assert f"{option} has no effect without --recipe." in refused(2, "evaluate", tmp_path, tmp_path, option, "cpu")
+
+
+def test_evaluate_makes_the_folder_of_the_scores(tmp_path):
+    """-o new/scores.csv is written; a folder that cannot be made is told before anything is computed."""
+    write_mask(tmp_path / "liver.nii.gz", np.ones((4, 4, 4), bool), Volume(np.zeros((4, 4, 4), np.int16), np.eye(4)))
+    assert call("evaluate", tmp_path, tmp_path, "-o", tmp_path / "new" / "scores.csv").exit_code == 0
+    assert (tmp_path / "new" / "scores.csv").is_file()
+    result = call("evaluate", tmp_path, tmp_path, "-o", tmp_path / "liver.nii.gz" / "scores.csv")
+    assert (result.exit_code, result.stdout) == (2, "")
 
 
 @pytest.mark.parametrize("recipe", ["nowhere.toml", "broken.toml"])
