@@ -11,7 +11,7 @@ import numpy as np
 
 from clseg.errors import InputError
 from clseg.io.files import existing
-from clseg.io.mask_files import Masks, find_masks
+from clseg.io.mask_files import Masks, find_masks, structure_called, structures_of
 from clseg.metrics import Scores, bootstrap_interval, score
 from clseg.progress import SILENT, Progress
 from clseg.volume import Volume
@@ -28,7 +28,7 @@ def evaluate(
 ) -> dict[str, Scores]:
     """Scores of every structure of the reference that the prediction was asked for, in the reference's order.
 
-    Each side is a folder of masks called like their structures, one label map with
+    Each side is a folder of masks called like their structures (names are understood as in `clseg --roi`), one label map with
     embedded names or a `.labels.json`/`labels.json` beside it, or a `.seg.nrrd`.  A label map names
     what it was asked for, and so does the `run.json` of a folder; a structure that
     was asked for and has no mask counts as predicted empty.  A folder without
@@ -85,9 +85,10 @@ class MaskSource:
     """Masks by structure name, read when asked for; `names` are those that there are masks of."""
 
     def __init__(self, masks: Masks) -> None:
-        self.names = tuple(name for name in masks.names if name not in masks.empty)
+        self._own = structures_of(masks)
+        self.names = tuple(name for name, own in self._own.items() if own not in masks.empty)
         self._masks = masks
-        self._asked = frozenset(masks.names) if masks.maps else _asked(masks.path)
+        self._asked = frozenset(self._own) if masks.maps else _asked(masks.path)
 
     def asked_for(self, name: str) -> bool:
         """Whether this source says something about the structure, be it that there is none."""
@@ -100,17 +101,18 @@ class MaskSource:
 
     def mask(self, name: str) -> Volume:
         """The boolean mask of one structure."""
+        own = self._own[name]
         for one in self._masks.maps:
-            if name in one.ids:
-                return one.volume.like(one.volume.array == one.ids[name])
-        return self._masks.mask(name)
+            if own in one.ids:
+                return one.volume.like(one.volume.array == one.ids[own])
+        return self._masks.mask(own)
 
 
 def _asked(folder: Path) -> frozenset[str] | None:
     """What the run was asked for that filled the folder; None where no run.json of ours says so."""
     try:
         run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        return frozenset([*run["structures"], *run["empty"]])
+        return frozenset(map(structure_called, [*run["structures"], *run["empty"]]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -19,7 +19,7 @@ from clseg.io.check import check
 from clseg.io.convert import to_volume
 from clseg.io.files import read
 from clseg.io.finding import told
-from clseg.io.mask_files import LabelMap, Masks, find_masks
+from clseg.io.mask_files import LabelMap, Masks, find_masks, structures_of
 from clseg.measure import without_values
 from clseg.progress import SILENT, Progress
 from clseg.segmentation import Segmentation
@@ -53,7 +53,7 @@ def read_segmentation(
     """
     from_file = isinstance(ct, (str, os.PathLike))
     found = find_masks(masks, labels=labels, leave_out=ct if from_file else None)
-    called = _called(found)
+    called = structures_of(found)
     catalogue = Catalogue.builtin().with_structures(called)
     wanted = catalogue.select(roi, among=called)
     scan = None if ct is None else _scan(ct, series, report)
@@ -100,18 +100,6 @@ def _apart(one: Volume, other: Volume) -> str:
 
 def _times(numbers: Iterable[float]) -> str:
     return " × ".join(f"{number:.4g}" for number in numbers)
-
-
-def _called(found: Masks) -> dict[str, str]:
-    """Structure → the files' own name for it; what the catalogue does not know, or not for sure, keeps its name."""
-    called: dict[str, str] = {}
-    for own in found.names:
-        meant = Catalogue.builtin().meanings(own)
-        name = meant[0] if len(meant) == 1 else own
-        if name in called:
-            raise InputError(f"'{called[name]}' and '{own}' of {found.path} both mean {name}.", tip="Take one of them away, or rename it.")
-        called[name] = own
-    return called
 
 
 def _scan(ct: Any, series: str | None, report: Progress) -> Volume:

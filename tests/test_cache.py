@@ -366,7 +366,7 @@ def test_a_mounted_folder_is_a_mirror(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_a_bad_mirror_is_refused(mirror: str, monkeypatch: pytest.MonkeyPatch, no_sockets: None):
     """A mirror must be https, file, or http on this machine."""
     monkeypatch.setenv("CLSEG_WEIGHTS_URL", mirror)
-    with pytest.raises(WeightsError, match="CLSEG_WEIGHTS_URL is"):
+    with pytest.raises(UsageError, match="CLSEG_WEIGHTS_URL is"):
         fetch([asset("https://example.org/a.bin")])
 
 

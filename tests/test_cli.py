@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 import clseg
 from clseg.cli.app import app
 from clseg.errors import OutputError
-from clseg.io.nifti import write_volume
+from clseg.io.nifti import write_mask, write_volume
 from clseg.phantom import small_phantom
 from clseg.volume import Volume
 
@@ -583,6 +583,20 @@ def test_meshes_without_their_tool_are_refused_before_the_scan_is_read(tiny, ct,
     assert not (tmp_path / "out").exists()
 
 
+def test_scans_that_are_all_called_ct_are_cases_of_their_folders(tiny, ct, tmp_path):
+    """p1/ct.nii.gz and p2/ct.nii.gz in one dataset are sub-p1 and sub-p2: the second does not replace the first."""
+    for folder in ("p1", "p2"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "ct.nii.gz").write_bytes(ct.read_bytes())
+        assert call("-i", tmp_path / folder / "ct.nii.gz", "-o", tmp_path / "out", "-m", "tiny", "--bids").exit_code == 0
+    assert {folder.name for folder in (tmp_path / "out").glob("sub-*")} == {"sub-p1", "sub-p2"}
+
+
+def test_an_empty_subject_is_refused(tiny, ct, tmp_path):
+    """--subject "$UNSET" would put every patient into one folder."""
+    assert "--subject is empty" in refused(2, "-i", ct, "-o", tmp_path / "out", "-m", "tiny", "--bids", "--subject", " ")
+
+
 def test_a_bids_dataset_takes_its_case_from_the_file_name(tiny, ct, tmp_path):
     """sub-01_ses-2_ct.nii.gz → sub-01/ses-2/anat/sub-01_ses-2_desc-clseg_dseg.nii.gz with table, sidecar and reports; a second case goes beside it."""
     (tmp_path / "sub-01_ses-2_ct.nii.gz").write_bytes(ct.read_bytes())
@@ -736,6 +750,21 @@ def test_evaluate_refuses_what_it_cannot_compare(words):
     result = call("evaluate", *words)
     assert (result.exit_code, result.stdout) == (2, "")
     assert error_of(result)
+
+
+@pytest.mark.parametrize("option", ["--split", "--model", "--device"])
+def test_evaluate_refuses_options_that_mean_nothing_for_masks(tmp_path, option):
+    """What says how to segment says nothing about two folders of masks: exit 2, not silence."""
+    assert f"{option} has no effect without --recipe." in refused(2, "evaluate", tmp_path, tmp_path, option, "cpu")
+
+
+def test_evaluate_makes_the_folder_of_the_scores(tmp_path):
+    """-o new/scores.csv is written; a folder that cannot be made is told before anything is computed."""
+    write_mask(tmp_path / "liver.nii.gz", np.ones((4, 4, 4), bool), Volume(np.zeros((4, 4, 4), np.int16), np.eye(4)))
+    assert call("evaluate", tmp_path, tmp_path, "-o", tmp_path / "new" / "scores.csv").exit_code == 0
+    assert (tmp_path / "new" / "scores.csv").is_file()
+    result = call("evaluate", tmp_path, tmp_path, "-o", tmp_path / "liver.nii.gz" / "scores.csv")
+    assert (result.exit_code, result.stdout) == (2, "")
 
 
 @pytest.mark.parametrize("recipe", ["nowhere.toml", "broken.toml"])

@@ -59,10 +59,10 @@ def test_score_prints_a_line_per_slice(tmp_path: Path, weights: Path) -> None:
 
 
 def test_score_writes_a_table(tmp_path: Path, weights: Path) -> None:
-    """With -o the lines go to a CSV and stdout stays empty."""
-    result = CliRunner().invoke(app, ["score", str(growing(tmp_path / "ct.nii.gz")), "-w", str(weights), "-o", str(tmp_path / "s.csv")])
+    """With -o the lines go to a CSV, whose folder is made, and stdout stays empty."""
+    result = CliRunner().invoke(app, ["score", str(growing(tmp_path / "ct.nii.gz")), "-w", str(weights), "-o", str(tmp_path / "new" / "s.csv")])
     assert (result.exit_code, result.stdout) == (0, "")
-    rows = list(csv.DictReader((tmp_path / "s.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "new" / "s.csv").open()))
     assert list(rows[0]) == ["slice", "z_mm", "score"]
     assert len(rows) == 12
 

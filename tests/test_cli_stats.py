@@ -56,6 +56,14 @@ def test_statistics_of_a_folder(ct, masks, tmp_path):
     assert "2 of 3 structures measured" in result.stderr
 
 
+def test_the_files_that_were_written_are_named(ct, masks, tmp_path):
+    """`-o x.nii.gz` writes x.statistics.json and .csv: the note names these, not a label map that nobody wrote."""
+    result = call("stats", ct, masks, "-o", tmp_path / "x.nii.gz")
+    assert result.exit_code == 0
+    note = result.stderr.replace("\n", "")
+    assert note.endswith(f"written to {tmp_path / 'x.statistics.json'}, {tmp_path / 'x.statistics.csv'}")
+
+
 def test_numbers_for_a_pipe(ct, masks):
     """--json prints what statistics.json would hold, and nothing else; no file is written."""
     before = set(masks.parent.rglob("*"))
@@ -106,6 +114,8 @@ def test_radiomics_have_a_table(ct, masks, tmp_path):
         (["ct.nii.gz", "masks", "--stats-format", "excel"], "expected clseg or totalsegmentator"),
         (["ct.nii.gz", "masks", "--roi", "aorta"], "does not hold 'aorta'"),
         (["ct.nii.gz", "masks", "-o", "ct.nii.gz/out"], "file of that name is in its place"),
+        (["ct.nii.gz", "masks", "-o", "out.csv"], "Statistics are several files, given out.csv, expected a folder."),
+        (["--no-ct", "masks", "--series", "3"], "--series chooses the CT, but with --no-ct there is none."),
     ],
 )
 def test_wrong_calls_end_with_2_and_a_sentence(ct, masks, monkeypatch, words, said):
@@ -136,6 +146,15 @@ def test_a_nameless_label_map_ends_with_1_and_can_be_named(ct, tmp_path):
     assert "--labels" in result.stderr
     named = call("stats", ct, tmp_path / "seg.nii.gz", "--labels", tmp_path / "names.csv", "--json", "-q")
     assert {name: one["voxels"] for name, one in json.loads(named.stdout).items()} == {"spleen": 8, "liver": 8}
+
+
+def test_a_table_without_ids_is_told_by_what_it_begins_with(ct, tmp_path):
+    """The sentence shows the first line, not an error of Python's lists."""
+    write_mask(tmp_path / "map.nii.gz", LIVER, scan())
+    (tmp_path / "names.csv").write_text("organ,colour\nliver,red\n")
+    result = call("stats", ct, tmp_path / "map.nii.gz", "--labels", tmp_path / "names.csv")
+    assert result.exit_code == 1
+    assert "is not a table of ids and names: its first line is organ,colour" in " ".join(result.stderr.split())
 
 
 def test_torch_is_not_needed(ct, masks):

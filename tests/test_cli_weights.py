@@ -350,3 +350,17 @@ def test_words_that_do_not_go_together():
     assert "do not go together" in call("weights", "remove", "-m", "a", "b").stderr
     told = call("weights", "add", Path(__file__).parent)
     assert (told.exit_code, "is a folder" in told.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["path", "starter-body", "--own"], "--own is a folder"),
+        (["manifest", "--schema", "--validate", "nowhere.json"], "--schema prints, --validate checks."),
+    ],
+)
+def test_options_that_exclude_each_other_are_refused(words: list[str], said: str):
+    """Neither is silently left out: exit 2."""
+    result = call("weights", *words)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert said in result.stderr

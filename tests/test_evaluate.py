@@ -143,6 +143,15 @@ def test_a_name_missing_from_a_label_map_is_not_scored(tmp_path):
     assert list(scores) == ["liver"]
 
 
+def test_names_of_other_programs_are_understood(tmp_path):
+    """`Hepar` and `Liver` are both the liver: Dice 1, not 0 as for two structures; two files for one structure are refused."""
+    ours, theirs = folder(tmp_path / "ours", Hepar=cube(5)), folder(tmp_path / "theirs", Liver=cube(5))
+    assert {name: one.dice for name, one in evaluate(ours, theirs).items()} == {"liver": 1.0}
+    folder(ours, liver=cube(5))
+    with pytest.raises(InputError, match="both mean liver"):
+        evaluate(ours, theirs)
+
+
 def test_what_the_reference_does_not_know_is_left_out(tmp_path):
     """Partial labels: unknown is not background."""
     scores = evaluate(folder(tmp_path / "ours", **MASKS), folder(tmp_path / "theirs", liver=cube(5)))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from clseg.errors import WeightsError
+from clseg.errors import UsageError, WeightsError
 from clseg.weights.importers import folder as folders
 from clseg.weights.importers.folder import opened, read_json, structure_name
 
@@ -70,7 +70,7 @@ def test_damaged_missing_and_other_files_are_told(tmp_path: Path) -> None:
     (tmp_path / "m.txt").write_text("hello")
     with pytest.raises(WeightsError, match="no zip"), opened(tmp_path / "m.txt", is_json):
         pass
-    with pytest.raises(WeightsError, match="nothing at"), opened(tmp_path / "lost", is_json):
+    with pytest.raises(UsageError, match="nothing at"), opened(tmp_path / "lost", is_json):
         pass
 
 

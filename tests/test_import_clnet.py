@@ -118,11 +118,11 @@ def test_the_card_says_where_weights_come_from(release: Path) -> None:
 
 
 def test_a_call_that_is_wrong_is_told_so(release: Path, tmp_path: Path) -> None:
-    """A taken name and an unknown head are 2, a damaged file is 1; nothing is listed then."""
+    """A taken name, an unknown head and a path where nothing is are 2, a damaged file is 1; nothing is listed then."""
     assert "a model 'starter' already" in call("weights", "import", "clnet", release, "-n", "starter", code=2)
     assert "Trunk, Ribs, Eyes, Lens" in call("weights", "import", "clnet", release, "-n", "x", "--head", "Rips", code=2)
     assert "one of may, jan" in call("weights", "import", "clnet", release, "-n", "x", "--activation", "june", code=2)
-    assert "There is nothing at" in call("weights", "import", "clnet", tmp_path / "no", "-n", "x", code=1)
+    assert "There is nothing at" in call("weights", "import", "clnet", tmp_path / "no", "-n", "x", code=2)
     next(release.rglob("fold_0/*.model")).write_bytes(b"PK")
     assert "damaged" in call("weights", "import", "clnet", release, "-n", "x", code=1)
     assert [one.name for one in manifest().models if one.name == "x"] == []

@@ -105,8 +105,9 @@ def test_mirrored_labels(recipe: Recipe, a: Path) -> None:
     assert case == "a"
     assert "lung_left lies" in sentence
     assert "to the right of lung_right: the labels are mirrored" in sentence
-    with pytest.raises(TrainingError, match="Case 'a' of dataset 'mapped': lung_left lies"):
+    with pytest.raises(TrainingError, match="Case 'a' of dataset 'mapped': lung_left lies") as caught:
         inspect_cases(recipe).refuse_errors()
+    assert "clseg cases RECIPE --kind learn" in str(caught.value.tip)  # without --kind such a recipe is not understood
     trusted = inspect_cases(with_dataset(recipe, 0, trust_sides=True))
     assert trusted.errors == ()
     assert any(one.case == "a" and "lung_left lies" in one.sentence for one in trusted.warnings)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from filelock import FileLock
 
-from clseg.errors import TrainingError
+from clseg.errors import TrainingError, UsageError
 from clseg.recipe import Recipe
 from clseg.training.distributed import World
 from clseg.training.loop import Learner, Step, learner
@@ -235,3 +235,11 @@ def test_nobody_needs_to_listen() -> None:
     reports.step(step(1))
     reports.note("x")
     assert reports.stop() is False
+
+
+def test_a_file_in_the_place_of_the_folder_is_told(tmp_path):
+    """--run names a file: a sentence of the call's fault, and the file stays."""
+    (tmp_path / "run").write_text("mine")
+    with pytest.raises(UsageError, match="a file of that name is in its place"), alone(tmp_path / "run"):
+        pass
+    assert (tmp_path / "run").read_text() == "mine"

@@ -62,12 +62,15 @@ def score(
         from clseg.errors import UsageError
         from clseg.inference.bodypart import head_first, score_scan
         from clseg.io.check import check
-        from clseg.io.files import read, write_csv
+        from clseg.io.files import prepare_folder, read, write_csv
         from clseg.network.bodypart import load_bodypart
 
         if output is not None and output.suffix != ".csv":
             raise UsageError(f"Scores are written as .csv, given {output.name}.")
-        checked = check(read(ct))
+        scan = read(ct)
+        if output is not None:
+            prepare_folder(output.parent)
+        checked = check(scan)
         for warning in checked.warnings:
             terminal.warn(warning)
         scores = score_scan(checked.volume, load_bodypart(weights or starter_weights()))

@@ -15,6 +15,7 @@ Table = tuple[list[str], list[list[Any]]]
 
 
 def evaluate(
+    context: typer.Context,
     prediction: Annotated[Path | None, typer.Argument(help="Folder of masks or a label map.", show_default=False)] = None,
     reference: Annotated[Path | None, typer.Argument(help="The same, drawn by someone to be trusted.", show_default=False)] = None,
     recipe: Annotated[Path | None, typer.Option("--recipe", help="Segment and score the held-out cases of this recipe instead.", show_default=False)] = None,
@@ -37,6 +38,8 @@ def evaluate(
     with exit_codes(terminal):
         if output is not None and output.suffix not in (".json", ".csv", ".md"):
             raise UsageError(f"Scores are written as .json, .csv or .md, given {output.name}.")
+        if recipe is None:
+            _refuse_options_of_a_recipe(context)
         given = [recipe is not None, cases is not None, prediction is not None]
         if given == [True, False, False]:
             _evaluate_recipe(recipe, split, model, device, output, terminal)
@@ -48,10 +51,29 @@ def evaluate(
             raise UsageError("Expected a prediction and a reference, or --cases or --recipe alone.")
 
 
+def _refuse_options_of_a_recipe(context: typer.Context) -> None:
+    """UsageError for --split, --model and --device where nothing is segmented: they would mean nothing."""
+    for option in ("split", "model", "device"):
+        if (source := context.get_parameter_source(option)) is not None and source.name == "COMMANDLINE":
+            raise UsageError(f"--{option} has no effect without --recipe.", tip="It says what is segmented; masks are compared as they are.")
+
+
+def _prepare(output: Path | None) -> None:
+    """Make the folder of the scores before they are computed, which may take hours."""
+    from clseg.io.files import prepare_folder
+
+    if output is not None:
+        prepare_folder(output.parent)
+
+
 def _evaluate_pair(prediction: Path, reference: Path, output: Path | None, terminal: Terminal) -> None:
     from clseg.cli.progress import Bars
     from clseg.evaluate import HEADER, evaluate, to_rows
+    from clseg.io.files import existing
 
+    for side in (prediction, reference):
+        existing(side)
+    _prepare(output)
     scores = evaluate(prediction, reference, report=Bars(terminal))
     table = [[str(r[0]), *(_number(v) for v in r[1:])] for r in to_rows(scores)]
     terminal.table("", HEADER, table)
@@ -65,14 +87,19 @@ def _evaluate_recipe(recipe: Path, split: str, model: str, device: str, output: 
     from clseg.recipe import read_recipe
     from clseg.training.validate import validate
 
-    cases = validate(read_recipe(recipe), split=split, model=model, device=device, report=Bars(terminal))
+    plan = read_recipe(recipe)
+    _prepare(output)
+    cases = validate(plan, split=split, model=model, device=device, report=Bars(terminal))
     _tell_cases(cases, f"Model '{model}' on {len(cases)} cases of '{split}'", {"model": model, "split": split}, output, terminal)
 
 
 def _evaluate_cases(table: Path, output: Path | None, terminal: Terminal) -> None:
     from clseg.cli.progress import Bars
     from clseg.evaluate import evaluate_cases
+    from clseg.io.files import existing
 
+    existing(table)
+    _prepare(output)
     cases = evaluate_cases(table, report=Bars(terminal))
     _tell_cases(cases, f"{len(cases)} cases of {table.name}", {"table": str(table)}, output, terminal)
 

@@ -159,7 +159,17 @@ def case_name(input: Path, bids: bool, subject: str | None) -> str | None:
     """What the case is called in a BIDS dataset; None where none is written."""
     if subject is not None and not bids:
         raise UsageError("--subject names a case in a BIDS dataset, but none is written.", tip="Add --bids.")
-    return (subject or input.name or input.resolve().name) if bids else None
+    if subject is not None and not subject.strip():
+        raise UsageError("--subject is empty; is a variable of your shell unset?")
+    return (subject or _own_name(input.absolute())) if bids else None
+
+
+def _own_name(scan: Path) -> str:
+    """The name that tells a scan from others: that of its folder where every scan is called ct.nii.gz, as in a batch."""
+    from clseg.batch.case import CT_NAMES, title_of
+
+    name = scan.name or scan.resolve().name
+    return scan.parent.name if title_of(scan).lower() in CT_NAMES and scan.parent.name else name
 
 
 def place_of(output: Path, outputs: dict[str, Any]) -> Output:

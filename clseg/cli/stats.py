@@ -47,21 +47,30 @@ def stats(
         from clseg.report.statistics import check_format, to_json
 
         check_format(stats_format)
-        ct, folder = _places(scan, masks, no_ct)
+        ct, folder = _places(scan, masks, no_ct, series)
+        if output is not None:
+            _refuse_file(output)
         result = read_segmentation(folder, ct, roi=list(roi or ["all"]), labels=labels, series=series, report=Bars(terminal))
         measured = result.measured(radiomics=radiomics)
-        if output is not None:
-            result.save_statistics(output, stats_format=stats_format, measured=measured)
+        files = [] if output is None else result.save_statistics(output, stats_format=stats_format, measured=measured)
         if as_json:
             terminal.result(json.dumps(to_json(measured, format=stats_format), indent=2, ensure_ascii=False))
         elif not quiet:
             _show(measured, terminal)
-        if output is not None:
-            terminal.note(f"{sum(bool(one.voxels) for one in measured.structures.values())} of {len(measured.structures)} structures measured, written to {output}")
+        if files:
+            terminal.note(f"{sum(bool(one.voxels) for one in measured.structures.values())} of {len(measured.structures)} structures measured, written to {', '.join(map(str, files))}")
 
 
-def _places(scan: Path | None, masks: Path | None, no_ct: bool) -> tuple[Path | None, Path]:
+def _refuse_file(output: Path) -> None:
+    """UsageError for the name of a table: statistics are several files."""
+    if output.suffix.lower() in (".csv", ".json"):
+        raise UsageError(f"Statistics are several files, given {output.name}, expected a folder.", tip=f"-o {output.with_suffix('')}/ writes statistics.json and statistics.csv into it.")
+
+
+def _places(scan: Path | None, masks: Path | None, no_ct: bool, series: str | None) -> tuple[Path | None, Path]:
     """The CT, if there is one, and the masks."""
+    if no_ct and series is not None:
+        raise UsageError("--series chooses the CT, but with --no-ct there is none.", tip="Leave one of them out.")
     if no_ct:
         if scan is None or masks is not None:
             raise UsageError("With --no-ct the masks are the only path.", tip="clseg stats --no-ct masks/ -o out/")

@@ -99,6 +99,8 @@ def path(
         from clseg.environment import environment
         from clseg.weights.cache import cached_path, locate
 
+        if own and asset is not None:
+            raise UsageError("--own is a folder, and does not go with the name of a weight file.", tip=f"clseg weights path {asset}")
         settings = environment()
         if asset is None:
             terminal.result(str(settings.own if own else settings.home / "weights"))
@@ -191,6 +193,8 @@ def manifest(
     """Print the list of all models and weights that this machine knows, or check one."""
     terminal = Terminal()
     with exit_codes(terminal):
+        if schema and validate is not None:
+            raise UsageError("--schema prints, --validate checks.", tip="Leave one of them out.")
         if schema:
             from importlib.resources import files
 

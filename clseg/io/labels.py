@@ -109,6 +109,8 @@ def _columns(first: list[str]) -> tuple[int, int]:
     words = [cell.strip().lower() for cell in first]
     ids = [n for n, word in enumerate(words) if word in ("id", "label", "index", "value", "label_id") or _is_id(word)]
     names = [n for n, word in enumerate(words) if word in ("name", "structure", "label_name")] or [n for n in range(len(words)) if n not in ids]
+    if not ids or not names:
+        raise ValueError(f"its first line is {','.join(first)}")
     return ids[0], names[0]
 
 

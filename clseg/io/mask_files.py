@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from clseg.catalogue import Catalogue
 from clseg.errors import InputError, UsageError
 from clseg.io.dicom.headers import is_dicom
 from clseg.io.files import existing, read
@@ -30,8 +31,8 @@ _WHOLE = "segmentation"  # what our runs call one file of all structures
 
 DICOM_TIP = "Masks as DICOM (SEG, RTSTRUCT) are not read: convert them first, e.g. with 3D Slicer or dcmqi's segimage2itkimage."
 NAMES_TIP = (
-    'Name its ids: --labels names.json with {"liver": 1, …} (the dataset.json of nnU-Net will do), or a CSV with the columns id and name; '
-    "or put that JSON beside it as <name>.labels.json."
+    'Put a JSON with {"liver": 1, …} (the dataset.json of nnU-Net will do) beside it as <name>.labels.json; '
+    "`clseg stats` also takes one, or a CSV with the columns id and name, with --labels."
 )
 
 
@@ -97,6 +98,26 @@ def find_masks(
     named = _by_name(files)
     empty = tuple(name for name in run.get("empty", ()) if name not in named)
     return Masks(folder, named, empty=empty, out_of_range=frozenset(run.get("out_of_range", ())).intersection(empty))
+
+
+def structures_of(found: Masks) -> dict[str, str]:
+    """Structure → the files' own name for it; what the catalogue does not know, or not for sure, keeps its name.
+
+    Raises InputError when two names mean the same structure.
+    """
+    called: dict[str, str] = {}
+    for own in found.names:
+        name = structure_called(own)
+        if name in called:
+            raise InputError(f"'{called[name]}' and '{own}' of {found.path} both mean {name}.", tip="Take one of them away, or rename it.")
+        called[name] = own
+    return called
+
+
+def structure_called(own: str) -> str:
+    """The one structure that another program's name means (`Hepar` → liver), else the name itself."""
+    meant = Catalogue.builtin().meanings(own)
+    return meant[0] if len(meant) == 1 else own
 
 
 # ---- folders ----------------------------------------------------------------------------------------------------------

@@ -62,7 +62,7 @@ class Findings:
             first, more = self.errors[0], len(self.errors) - 1
             where = f"Case '{first.case}' of dataset '{first.dataset}': " if first.case else f"Dataset '{first.dataset}': " if first.dataset else ""
             others = f" ({more} more like this)" if more else ""
-            raise TrainingError(f"{where}{first.sentence.rstrip('.')}{others}.", tip="`clseg cases RECIPE` lists all faults.")
+            raise TrainingError(f"{where}{first.sentence.rstrip('.')}{others}.", tip="`clseg cases RECIPE --kind learn` (or train, update, prune) lists all faults.")
 
 
 def inspect_cases(recipe: Common, *, report: Progress = SILENT) -> Findings:

@@ -27,7 +27,7 @@ import clseg
 from clseg import recipe as recipes
 from clseg.allocator import keep_memory
 from clseg.errors import TrainingError
-from clseg.io.files import write_json
+from clseg.io.files import prepare_folder, write_json
 from clseg.training.loop import Learner, Step
 from clseg.training.state import load_state, save_state
 
@@ -57,7 +57,7 @@ def alone(run: Path, *, first: bool = True) -> Iterator[None]:
     A folder in which nothing was begun, because the call was refused, goes again.
     """
     fresh = first and not run.exists()
-    run.mkdir(parents=True, exist_ok=True)
+    prepare_folder(run)
     try:
         with FileLock(run / ".lock", timeout=0) if first else nullcontext():
             yield

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote, urlsplit
 
 from clseg.environment import environment
-from clseg.errors import OfflineError, WeightsError
+from clseg.errors import OfflineError, UsageError, WeightsError
 from clseg.manifest import FILE_NAME, Asset, Manifest, source_problem, url_problem
 from clseg.progress import SILENT, Advance, Progress
 from clseg.weights.download import arrived, digest_of, download, shown
@@ -139,7 +139,7 @@ def _sources(asset: Asset, said: Sources, usual_mirror: str | None) -> tuple[str
     problem = url_problem(mirrored, allow_http=said.allow_http) if is_remote(mirrored) else source_problem(mirrored)
     if mirrored.startswith("package:") or "://" not in mirrored or problem:
         expected = "expected https://… or file:///… (http:// for this machine alone, or with --allow-http)"
-        raise WeightsError(f"The mirror of {'--mirror' if said.mirror else 'CLSEG_WEIGHTS_URL'} is '{shown(mirror)}', {expected}.")
+        raise UsageError(f"The mirror of {'--mirror' if said.mirror else 'CLSEG_WEIGHTS_URL'} is '{shown(mirror)}', {expected}.")
     return (*(one for one in asset.sources if not is_remote(one)), mirrored)
 
 

@@ -36,7 +36,7 @@ def find_cases(recipe: Common, split: str | None = None) -> list[Case]:
             raise RecipeError(f"Dataset '{dataset.name}' has no case with a {what} that matches {list(dataset.cases)} in the split '{recipe.split}'.")
         for case in mine:
             if lost := case.missing():
-                raise InputError(f"The {case} lacks {lost[0]}, expected a file there.", tip="`clseg cases RECIPE` lists all faults at once.")
+                raise InputError(f"The {case} lacks {lost[0]}, expected a file there.", tip="`clseg cases RECIPE --kind learn` (or train, update, prune) lists all faults at once.")
         found += mine
     return found
 

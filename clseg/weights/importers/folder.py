@@ -12,21 +12,21 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from clseg.errors import WeightsError
+from clseg.errors import UsageError, WeightsError
 
 
 @contextmanager
 def opened(path: Path, wanted: Callable[[str], bool]) -> Iterator[Path]:
     """The folder at `path`, or a temporary one with the members of the zip at `path` whose file name is `wanted`.
 
-    Raises WeightsError when there is neither, when the zip is damaged, and when a member
+    Raises UsageError when there is neither, WeightsError when the zip is damaged, and when a member
     would leave the folder; nothing of such a zip is unpacked.
     """
     if path.is_dir():
         yield path
         return
     if not path.is_file():
-        raise WeightsError(f"There is nothing at {path}, expected a model's folder or a zip of one.")
+        raise UsageError(f"There is nothing at {path}, expected a model's folder or a zip of one.")
     if path.suffix in (".pth", ".pt", ".model", ".ckpt"):  # such files are zips, too
         raise WeightsError(f"{path} is a checkpoint alone, expected the model's folder or a zip of it.", tip="Give the folder that also holds its plans.")
     if not zipfile.is_zipfile(path):
