@@ -116,7 +116,7 @@ def test_supporters_and_chosen_skips_stay() -> None:
     torch.testing.assert_close(after, before, rtol=0, atol=5e-3 * float(before.std()))
 
 
-@pytest.mark.parametrize(("widths", "told"), [((12,), "has 2 stages, given are 1"), ((12, 3), "may only grow: a stage has 4"), ((8, 4), "may only grow: a stage has 12")])
+@pytest.mark.parametrize(("widths", "told"), [((12,), "has 2 stages, given are 1"), ((12, 3), "may only grow: a stage has 4"), ((8, 4), "may only grow: a stage has 12"), ((12, 100_000), "at most 1024 channels")])
 def test_widths_that_do_not_fit_are_refused(widths: tuple[int, ...], told: str) -> None:
     with pytest.raises(WeightsError, match=told):
         widened(decoder(), widths, ENCODER)

@@ -16,13 +16,14 @@ from clseg.errors import WeightsError
 from clseg.network.decoder import Decoder
 from clseg.network.spec import EncoderSpec, Stage
 
+WIDEST = 1024  # channels of a stage; the paper's widest has 320
 FAINT = 1e-3  # of their first weights is what old channels read of new ones; zero would be taken for pruned
 
 
 def widened(decoder: Decoder, widths: Sequence[int], encoder: EncoderSpec, seed: int = 0) -> Decoder:
     """`decoder` with at least `widths` channels per stage, coarsest first, up and in all convolutions.
 
-    Raises WeightsError for another number of stages, and for a stage that would become narrower.
+    Raises WeightsError for another number of stages, and for a stage that would become narrower, or too wide.
     """
     stages = decoder.spec.stages
     if len(widths) != len(stages):
@@ -31,6 +32,8 @@ def widened(decoder: Decoder, widths: Sequence[int], encoder: EncoderSpec, seed:
         if width < max(stage.up, *stage.convs):
             given = ", ".join(map(str, widths))
             raise WeightsError(f"Widths may only grow: a stage has {max(stage.up, *stage.convs)} channels, given are {given}.", tip="`clseg prune` makes decoders smaller.")
+    if max(widths) > WIDEST:
+        raise WeightsError(f"A stage has at most {WIDEST} channels, given are {', '.join(map(str, widths))}.")
     grown = tuple(Stage(width, (width,) * len(stage.convs), stage.kernel, stage.skip) for stage, width in zip(stages, widths, strict=True))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
