@@ -231,6 +231,14 @@ def test_warnings_belong_to_their_case(scans, tmp_path):
     assert [len(one.warnings) for one in outcomes] == [0, 1, 0]
 
 
+def test_details_are_told_and_not_kept(scans, tmp_path):
+    """The plan of memory of every case is heard as it ends; what is returned for 100,000 cases does not hold it."""
+    heard = []
+    outcomes = run(cases_of(scans, tmp_path / "out"), job(tmp_path / "out"), tell=heard.append)
+    assert [sum(text.startswith("Memory: ") for text in one.details) for one in heard] == [1, 1, 1]
+    assert [one.details for one in outcomes] == [()] * 3
+
+
 # ---- going on ---------------------------------------------------------------------------------------------------------
 
 

@@ -33,11 +33,12 @@ class Underway:
     outcome: Outcome | None = None
     warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    details: list[str] = field(default_factory=list)
 
     def ended(self) -> Outcome:
         """The outcome with all that was said on the way."""
         assert self.outcome is not None
-        return replace(self.outcome, warnings=tuple(self.warnings), notes=tuple(self.notes))
+        return replace(self.outcome, warnings=tuple(self.warnings), notes=tuple(self.notes), details=tuple(self.details))
 
 
 class Bench:
@@ -146,6 +147,8 @@ class Heard(Progress):
     def detail(self, text: str) -> None:
         if self._case is None:
             self._others.detail(text)
+        else:
+            self._case.details.append(text)
 
     @property
     def _case(self) -> Underway | None:
