@@ -22,7 +22,7 @@ import SimpleITK as sitk
 
 from clseg.errors import InputError, OutputError, UsageError
 from clseg.io import files
-from clseg.io.files import check_writable, prepare_folder, read, sha256_of, write_csv, write_json, writing
+from clseg.io.files import Hashes, check_writable, prepare_folder, read, sha256_of, write_csv, write_json, writing
 from clseg.io.finding import Finding
 
 SERIES = Path(__file__).parents[2] / "shared" / "data" / "totalsegmentator_tests" / "example_ct_dicom" / "series"
@@ -180,6 +180,28 @@ def test_dicom_series_with_a_hole_is_filled_and_told(tmp_path, capfd):
     np.testing.assert_array_equal(volume.array[:, :, 3], np.rint((whole.array[:, :, 2].astype(float) + whole.array[:, :, 4]) / 2))
     assert "2 to 4 mm apart" in findings[0].text
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_file_is_hashed_again_when_it_has_changed_and_only_then(tmp_path, monkeypatch):
+    """Asked three times it is read once; with other bytes of the same size, one more byte, or another file in its place it is read again."""
+    read_files, original = [], files.sha256_of
+    monkeypatch.setattr(files, "sha256_of", lambda path: (read_files.append(path), original(path))[1])
+    file, hashed = tmp_path / "x", Hashes()
+    file.write_bytes(b"abc")
+    assert [hashed(file), hashed(file), hashed(str(file))] == [hashlib.sha256(b"abc").hexdigest()] * 3
+    assert read_files == [file]
+    file.write_bytes(b"abd")
+    os.utime(file, ns=(1, 1))  # another time, whatever the clock says
+    assert hashed(file) == hashlib.sha256(b"abd").hexdigest()
+    file.write_bytes(b"abde")
+    assert hashed(file) == hashlib.sha256(b"abde").hexdigest()
+    (tmp_path / "y").write_bytes(b"wxyz")
+    os.utime(tmp_path / "y", ns=(file.stat().st_atime_ns, file.stat().st_mtime_ns))
+    os.replace(tmp_path / "y", file)
+    assert hashed(file) == hashlib.sha256(b"wxyz").hexdigest()
+    file.unlink()
+    with pytest.raises(UsageError, match="There is no file"):
+        hashed(file)
 
 
 def test_sha256_is_that_of_hashlib(tmp_path):

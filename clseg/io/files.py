@@ -87,6 +87,20 @@ def sha256_of(path: AnyPath) -> str:
     return digest.hexdigest()
 
 
+class Hashes:
+    """sha256 of files as `sha256_of` says it, of each computed once, and again when the file has changed: its size, its times, or which file it is."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, int, int, int, int], str] = {}
+
+    def __call__(self, path: AnyPath) -> str:
+        stat = existing(path).stat()  # before it is hashed: what changes meanwhile is hashed again the next time
+        key = (os.fspath(path), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
+        if key not in self._known:
+            self._known[key] = sha256_of(path)
+        return self._known[key]
+
+
 def _first_bytes(path: Path) -> bytes:
     try:
         with open(path, "rb") as stream:
