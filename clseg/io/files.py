@@ -11,8 +11,8 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -224,6 +224,19 @@ def writing(path: AnyPath, mode: str = "wb") -> Iterator[IO[Any]]:
         if isinstance(error, OSError) and error.filename in (None, str(part), part):  # not one about another file
             raise _cannot_write(path, error) from error
         raise
+
+
+def write_together(contents: Mapping[AnyPath, bytes]) -> None:
+    """Write files that belong together: when all of them are on the disk they get their names, one right after the other in this order.
+
+    Raises OutputError when one of them cannot be written; then all are as they were.
+    """
+    with ExitStack() as unfinished:
+        for path, content in reversed(contents.items()):  # what was begun last is ended first
+            stream = unfinished.enter_context(writing(path))
+            stream.write(content)
+            stream.flush()
+            _to_disk(stream)
 
 
 def write_json(path: AnyPath, obj: Any) -> None:
