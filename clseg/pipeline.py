@@ -21,6 +21,7 @@ from clseg.progress import SILENT, Progress
 from clseg.segmentation import Segmentation
 from clseg.settings import Settings
 from clseg.spatial.orthonormal import from_orthonormal, to_orthonormal
+from clseg.spatial.runs import LabelRuns
 from clseg.stopwatch import Stopwatch
 from clseg.volume import Volume
 from clseg.weights.cache import fetch, manifest
@@ -106,14 +107,16 @@ class Segmenter:
         """Find the wanted structures."""
         parts = self._loaded(opened.stopwatch)
         from clseg.inference.confidence import FULL, Confidence
-        from clseg.inference.infer import Task, infer
+        from clseg.inference.infer import Task, check_copy, infer
 
         given, stopwatch = opened.checked.volume, Stopwatch(list(opened.stopwatch.laps))
-        straight = to_orthonormal(given) if opened.checked.needs_orthonormal else given
-        confidence = Confidence(keep_map=self.settings.confidence_map)
-        task = Task(self.wanted, self._catalogue, self.settings, self._device, stopwatch, self.report, confidence)
+        confidence, sheared = Confidence(keep_map=self.settings.confidence_map), opened.checked.needs_orthonormal
+        task = Task(self.wanted, self._catalogue, self.settings, self._device, stopwatch, self.report, confidence, given if sheared else None)
+        if sheared:
+            check_copy(given, parts, task)
+        straight = to_orthonormal(given) if sheared else given
         layers, unreachable = infer(straight, parts, task)
-        arrays = [ids if straight is given else from_orthonormal(np.asarray(ids), straight, given) for ids in layers]
+        arrays = [ids if straight is given else LabelRuns.of(from_orthonormal(np.asarray(ids), straight, given)) for ids in layers]
         sure = confidence.map
         if sure is None and self.settings.confidence_map:  # nobody was asked
             sure = np.full(straight.shape, FULL, np.uint8, order="F")
