@@ -91,6 +91,7 @@ def check_copy(scan: Volume, parts: Parts, task: Task) -> None:
     if held + SLACK <= limit:
         return
     if placement is not None:
+        held += scan.array.nbytes  # of a mapped file what has not been looked at is not in memory yet; making the copy looks at all
         House(parts, task.wanted, task.catalogue, placement, grid, held, confidence=task.confidence.keep_map, given=scan).plan(limit)
     raise refused(limit, held + SLACK)
 
