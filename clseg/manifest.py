@@ -180,12 +180,16 @@ class Manifest:
         models = {model.name: model.to_dict() for model in self.models}
         return {"format": FORMAT, "models": models, "assets": {asset.name: asset.to_dict() for asset in self.assets}}
 
+    def to_text(self) -> str:
+        """The text of the JSON file."""
+        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
+
     def write(self, path: str | Path) -> None:
         """Write the JSON file whole or not at all; OutputError when the place does not allow it."""
         path = Path(path)
         unfinished = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
         try:
-            unfinished.write_text(json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            unfinished.write_text(self.to_text(), encoding="utf-8")
             os.replace(unfinished, path)
         except OSError as error:
             raise OutputError(f"The manifest cannot be written to {path}: {error.strerror}.") from error

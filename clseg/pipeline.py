@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,12 +15,13 @@ import clseg
 from clseg.catalogue import Catalogue
 from clseg.io.check import CheckedScan, check
 from clseg.io.convert import to_volume
-from clseg.io.files import read, sha256_of
+from clseg.io.files import AnyPath, read, sha256_of
 from clseg.io.finding import told
 from clseg.progress import SILENT, Progress
 from clseg.segmentation import Segmentation
 from clseg.settings import Settings
 from clseg.spatial.orthonormal import from_orthonormal, to_orthonormal
+from clseg.spatial.runs import LabelRuns
 from clseg.stopwatch import Stopwatch
 from clseg.volume import Volume
 from clseg.weights.cache import fetch, manifest
@@ -92,11 +93,11 @@ class Segmenter:
     def __call__(self, image: Image, *, series: str | None = None) -> Segmentation:
         return self.segment(self.open(image, series=series))
 
-    def open(self, image: Image, *, series: str | None = None) -> Opened:
-        """Read a scan and see whether it is a usable CT."""
+    def open(self, image: Image, *, series: str | None = None, hashed: Callable[[AnyPath], str] = sha256_of) -> Opened:
+        """Read a scan and see whether it is a usable CT; `hashed` gives the sha256 of its file, and is asked when it has been read."""
         stopwatch = Stopwatch()
         with stopwatch.lap("read"), self.report.stage("Reading"):
-            scan, digest = _read(image, series, self.report)
+            scan, digest = _read(image, series, hashed, self.report)
             checked = check(scan)
             for warning in checked.warnings:
                 self.report.warn(warning)
@@ -106,14 +107,16 @@ class Segmenter:
         """Find the wanted structures."""
         parts = self._loaded(opened.stopwatch)
         from clseg.inference.confidence import FULL, Confidence
-        from clseg.inference.infer import Task, infer
+        from clseg.inference.infer import Task, check_copy, infer
 
         given, stopwatch = opened.checked.volume, Stopwatch(list(opened.stopwatch.laps))
-        straight = to_orthonormal(given) if opened.checked.needs_orthonormal else given
-        confidence = Confidence(keep_map=self.settings.confidence_map)
-        task = Task(self.wanted, self._catalogue, self.settings, self._device, stopwatch, self.report, confidence)
+        confidence, sheared = Confidence(keep_map=self.settings.confidence_map), opened.checked.needs_orthonormal
+        task = Task(self.wanted, self._catalogue, self.settings, self._device, stopwatch, self.report, confidence, given if sheared else None)
+        if sheared:
+            check_copy(given, parts, task)
+        straight = to_orthonormal(given) if sheared else given
         layers, unreachable = infer(straight, parts, task)
-        arrays = [ids if straight is given else from_orthonormal(np.asarray(ids), straight, given) for ids in layers]
+        arrays = [ids if straight is given else LabelRuns.of(from_orthonormal(np.asarray(ids), straight, given)) for ids in layers]
         sure = confidence.map
         if sure is None and self.settings.confidence_map:  # nobody was asked
             sure = np.full(straight.shape, FULL, np.uint8, order="F")
@@ -184,12 +187,12 @@ def _is_path(image: Image) -> bool:
     return isinstance(image, (str, os.PathLike))
 
 
-def _read(image: Image, series: str | None, report: Progress) -> tuple[Volume, str | None]:
+def _read(image: Image, series: str | None, hashed: Callable[[AnyPath], str], report: Progress) -> tuple[Volume, str | None]:
     """The scan and the sha256 of the file that it came from."""
     if not _is_path(image):
         return to_volume(image), None
     volume = read(image, series=series, found=told(report))
-    return volume, sha256_of(image) if Path(image).is_file() else None
+    return volume, hashed(image) if Path(image).is_file() else None
 
 
 def _device(wanted: str, threads: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -10,12 +11,14 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from clseg.batch import DONE, FAILED, KEPT, Job, cases_of, run
 from clseg.batch.job import FATAL, Outcome
 from clseg.errors import ClsegError, UsageError, WeightsError
+from clseg.io import files as io_files
 from clseg.pipeline import Segmenter, segment
 from clseg.segmentation import Segmentation
 from clseg.settings import Settings
@@ -231,6 +234,14 @@ def test_warnings_belong_to_their_case(scans, tmp_path):
     assert [len(one.warnings) for one in outcomes] == [0, 1, 0]
 
 
+def test_details_are_told_and_not_kept(scans, tmp_path):
+    """The plan of memory of every case is heard as it ends; what is returned for 100,000 cases does not hold it."""
+    heard = []
+    outcomes = run(cases_of(scans, tmp_path / "out"), job(tmp_path / "out"), tell=heard.append)
+    assert [sum(text.startswith("Memory: ") for text in one.details) for one in heard] == [1, 1, 1]
+    assert [one.details for one in outcomes] == [()] * 3
+
+
 # ---- going on ---------------------------------------------------------------------------------------------------------
 
 
@@ -292,6 +303,40 @@ def test_a_dicom_folder_is_kept_until_a_slice_changes(tiny_model, tmp_path):
     assert ends(tmp_path / "scans", job(tmp_path / "out", resume=True)) == {"a": KEPT, "b": KEPT}
     files[3].write_bytes(files[3].read_bytes()[:-4] + (1000).to_bytes(4, "little"))
     assert ends(tmp_path / "scans", job(tmp_path / "out", resume=True)) == {"a": KEPT, "b": DONE}
+
+
+def test_every_scan_is_hashed_once(tiny_model, tmp_path, monkeypatch):
+    """Two files and a DICOM folder are one hash a file and one a slice: done for the first time, with --resume and nothing there, and kept."""
+    from clseg.io.files import read
+    from tests.dicom_files import write_series
+
+    tiny_model()
+    scans = write_scans(tmp_path / "scans", 2)
+    slices = write_series(tmp_path / "scans" / "d", read(scans[0]))
+    begun = []
+    monkeypatch.setattr(io_files, "hashlib", SimpleNamespace(sha256=lambda: (begun.append(1), hashlib.sha256())[1]))
+    for out, resume, end in (("a", False, DONE), ("b", True, DONE), ("b", True, KEPT)):
+        begun.clear()
+        assert set(ends(tmp_path / "scans", job(tmp_path / out, resume=resume)).values()) == {end}
+        assert len(begun) == 2 + len(slices)
+    assert left_in(tmp_path / "a") == left_in(tmp_path / "b")
+
+
+def test_a_scan_that_changes_before_it_is_read_is_noted_as_it_was_read(scans, tmp_path, monkeypatch):
+    """Replaced after --resume has hashed it: run.json has the sha256 of the bytes that were segmented, and the next run keeps the case."""
+    original, other = Segmenter.open, (scans / "s02.nii.gz").read_bytes()
+
+    def open_another(self, path, **more):
+        if path.name == "s01.nii.gz":
+            path.write_bytes(other)
+        return original(self, path, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Segmenter, "open", open_another)
+        assert set(ends(scans, job(tmp_path / "out", resume=True)).values()) == {DONE}
+    run_json = json.loads((tmp_path / "out" / "s01" / "run.json").read_text())
+    assert run_json["batch"]["sha256"] == run_json["input"]["sha256"] == hashlib.sha256(other).hexdigest()
+    assert set(ends(scans, job(tmp_path / "out", resume=True)).values()) == {KEPT}
 
 
 def test_an_interrupted_batch_keeps_what_is_finished(scans, tmp_path, monkeypatch):

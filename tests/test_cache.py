@@ -283,6 +283,56 @@ def test_a_check_is_remembered_until_the_file_changes(tmp_path: Path):
     assert locate(wanted) is None
 
 
+def several(folder: Path, count: int = 3) -> list[Asset]:
+    """Assets a0, a1 … of one kilobyte each, all of them in the folder."""
+    contents = {f"a{number}": bytes([number]) * 1000 for number in range(count)}
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
+    return [asset(name, folder=folder, name=name, file=f"x/{name}", bytes=1000, sha256=hashlib.sha256(content).hexdigest()) for name, content in contents.items()]
+
+
+def test_large_assets_are_hashed_beside_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """More than LARGE bytes: the first is not hashed before the second is begun, which would never be if they came one after the other; each once, in their order."""
+    hashed, both, digest = [], threading.Barrier(2), cache.digest_of
+
+    def meeting(path: Path):
+        hashed.append(path.name)
+        if path.name in ("a0", "a1"):
+            both.wait(60)
+        return digest(path)
+
+    wanted = several(tmp_path)
+    monkeypatch.setattr(cache, "LARGE", 2999)
+    monkeypatch.setattr(cache, "digest_of", meeting)
+    assert list(fetch(wanted).items()) == [(f"a{number}", tmp_path / f"a{number}") for number in range(3)]
+    assert sorted(hashed) == ["a0", "a1", "a2"]
+    assert fetch(wanted).keys() == {"a0", "a1", "a2"}
+    assert len(hashed) == 3
+
+
+def test_small_assets_are_hashed_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Up to LARGE bytes no thread is started."""
+    monkeypatch.setattr(cache, "together", lambda *_, **__: pytest.fail("threads"))
+    monkeypatch.setattr(cache, "LARGE", 3000)
+    assert list(fetch(several(tmp_path))) == ["a0", "a1", "a2"]
+
+
+@pytest.mark.parametrize("offline", [False, True])
+def test_what_is_wrong_is_told_alike_however_it_is_hashed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offline: bool):
+    """The second is damaged, the third missing: the same sentence in threads and without."""
+    wanted = several(tmp_path)
+    (tmp_path / "a1").write_bytes(bytes(1000))
+    (tmp_path / "a2").unlink()
+    told = []
+    for large in (2999, 3000):
+        monkeypatch.setattr(cache, "LARGE", large)
+        with pytest.raises(WeightsError) as caught:
+            fetch(wanted, home=tmp_path / "home", offline=offline)
+        told.append((type(caught.value), caught.value.message, caught.value.tip))
+    assert told[0] == told[1]
+    assert "a1 has sha256" in told[0][1]
+
+
 def test_a_read_only_cache_serves(server: WeightsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A cache that cannot be written is enough as long as the file is there."""
     wanted = asset(server.url("/a.bin"))

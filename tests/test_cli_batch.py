@@ -132,15 +132,28 @@ def test_the_bar_counts_cases(monkeypatch):
 
 
 def test_what_was_said_about_a_case_is_said_with_its_name(capsys):
-    """Warnings always, notes with -v."""
+    """Warnings always, notes and details with -v."""
     case = Case("s1", Path("/d/s1.nii"))
-    outcome = Outcome(case, DONE, "found", warnings=("tilted",), notes=("series 2 was taken",))
+    outcome = Outcome(case, DONE, "found", warnings=("tilted",), notes=("series 2 was taken",), details=("Memory: 1 MiB",))
     tell(outcome, Terminal())
     assert capsys.readouterr().err == "warning: s1: tilted\n"
     tell(outcome, Terminal(verbose=True))
-    assert capsys.readouterr().err == "s1: series 2 was taken\nwarning: s1: tilted\ns1: found\n"
+    assert capsys.readouterr().err == "s1: series 2 was taken\ns1: Memory: 1 MiB\nwarning: s1: tilted\ns1: found\n"
     tell(Outcome(case, FAILED, error="empty"), Terminal())
     assert capsys.readouterr().err == "warning: s1 failed: empty\n"
+
+
+@pytest.mark.parametrize("more", [(), ("--max-memory", "1T"), pytest.param(("--workers", "2"), marks=pytest.mark.slow)])
+def test_the_plan_of_memory_of_every_case(scans, tmp_path, more):
+    """With -v, wherever it is computed: the lines that a single scan gets, every one with the name of its case; kept cases have none."""
+    plan = ["Memory: ", "  before ", "  prepare ", "  segment ", "  clean ", "  restore ", "  write "]
+    told = call(*words(scans, tmp_path / "out", "-v", *more)).stderr.splitlines()
+    for case in ("s00", "s01"):
+        mine = [line.removeprefix(f"{case}: ") for line in told if line.startswith(f"{case}: ")]
+        first = next(number for number, line in enumerate(mine) if line.startswith("Memory: "))
+        assert [line[: len(start)] for line, start in zip(mine[first:], plan, strict=False)] == plan
+    assert "Memory: " not in call(*words(scans, tmp_path / "out", "-v", "--resume", *more)).stderr
+    assert "Memory: " not in call(*words(scans, tmp_path / "again")).stderr
 
 
 # ---- what is refused --------------------------------------------------------------------------------------------------

@@ -22,7 +22,17 @@ import SimpleITK as sitk
 
 from clseg.errors import InputError, OutputError, UsageError
 from clseg.io import files
-from clseg.io.files import check_writable, prepare_folder, read, sha256_of, write_csv, write_json, writing
+from clseg.io.files import (
+    Hashes,
+    check_writable,
+    prepare_folder,
+    read,
+    sha256_of,
+    write_csv,
+    write_json,
+    write_together,
+    writing,
+)
 from clseg.io.finding import Finding
 
 SERIES = Path(__file__).parents[2] / "shared" / "data" / "totalsegmentator_tests" / "example_ct_dicom" / "series"
@@ -180,6 +190,28 @@ def test_dicom_series_with_a_hole_is_filled_and_told(tmp_path, capfd):
     np.testing.assert_array_equal(volume.array[:, :, 3], np.rint((whole.array[:, :, 2].astype(float) + whole.array[:, :, 4]) / 2))
     assert "2 to 4 mm apart" in findings[0].text
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_file_is_hashed_again_when_it_has_changed_and_only_then(tmp_path, monkeypatch):
+    """Asked three times it is read once; with other bytes of the same size, one more byte, or another file in its place it is read again."""
+    read_files, original = [], files.sha256_of
+    monkeypatch.setattr(files, "sha256_of", lambda path: (read_files.append(path), original(path))[1])
+    file, hashed = tmp_path / "x", Hashes()
+    file.write_bytes(b"abc")
+    assert [hashed(file), hashed(file), hashed(str(file))] == [hashlib.sha256(b"abc").hexdigest()] * 3
+    assert read_files == [file]
+    file.write_bytes(b"abd")
+    os.utime(file, ns=(1, 1))  # another time, whatever the clock says
+    assert hashed(file) == hashlib.sha256(b"abd").hexdigest()
+    file.write_bytes(b"abde")
+    assert hashed(file) == hashlib.sha256(b"abde").hexdigest()
+    (tmp_path / "y").write_bytes(b"wxyz")
+    os.utime(tmp_path / "y", ns=(file.stat().st_atime_ns, file.stat().st_mtime_ns))
+    os.replace(tmp_path / "y", file)
+    assert hashed(file) == hashlib.sha256(b"wxyz").hexdigest()
+    file.unlink()
+    with pytest.raises(UsageError, match="There is no file"):
+        hashed(file)
 
 
 def test_sha256_is_that_of_hashlib(tmp_path):
@@ -415,6 +447,29 @@ def test_full_disk_is_told_beforehand(tmp_path):
     with pytest.raises(OutputError, match=r"up to 5000000\.0 TB may be needed, .* are free"):
         check_writable(tmp_path, 5 * 10**18)
     assert check_writable(tmp_path, free // 2) == tmp_path
+
+
+def test_files_that_belong_together_get_their_names_in_order_and_late(tmp_path, monkeypatch):
+    """While the first is moved the others are whole on the disk under other names; the last that was given is moved last."""
+    moved, move = [], os.replace
+
+    def noted(part, final):
+        moved.append((final.name, sorted(file.read_bytes() for file in tmp_path.iterdir())))
+        move(part, final)
+
+    monkeypatch.setattr(files.os, "replace", noted)
+    write_together({tmp_path / "b": b"1", tmp_path / "a": b"2", tmp_path / "c": b"3"})
+    assert moved == [(name, [b"1", b"2", b"3"]) for name in "bac"]
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == {"b": b"1", "a": b"2", "c": b"3"}
+
+
+def test_files_that_belong_together_are_all_as_they_were_when_one_cannot_be_written(tmp_path):
+    """A folder is in the place of the second: the first keeps its content, the third is not made."""
+    (tmp_path / "a").write_bytes(b"old")
+    (tmp_path / "b").mkdir()
+    with pytest.raises(OutputError, match=r"b' cannot be written: it is not a regular file"):
+        write_together({tmp_path / "a": b"new", tmp_path / "b": b"new", tmp_path / "c": b"new"})
+    assert ((tmp_path / "a").read_bytes(), sorted(os.listdir(tmp_path))) == (b"old", ["a", "b"])
 
 
 def test_json_has_null_for_what_is_no_number(tmp_path):

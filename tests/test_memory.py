@@ -6,16 +6,17 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from clseg import segment
+from clseg import pipeline, segment
 from clseg.catalogue import Catalogue
 from clseg.errors import UsageError
-from clseg.footprint import bytes_of
+from clseg.footprint import bytes_of, in_words
 from clseg.inference import infer, memory
 from clseg.inference.engine import Engine
 from clseg.inference.memory import SLACK, House, Imported, Maps
@@ -25,6 +26,9 @@ from clseg.inference.prepare import place
 from clseg.io.nifti import write_volume
 from clseg.phantom import small_phantom
 from clseg.progress import Progress
+from clseg.settings import Settings
+from clseg.spatial.orthonormal import orthonormal_grid
+from clseg.spatial.runs import LabelRuns
 from clseg.volume import Volume
 from tests.conftest import tiny_network
 from tests.test_planned_run import PLAN, SCAN, engine
@@ -149,6 +153,38 @@ def test_a_map_of_confidence_is_planned():
     plain, more = ({stage.name: stage.bytes for stage in replace(one, confidence=wanted).plan(None).stages} for wanted in (False, True))
     grown = {name: more[name] - plain[name] for name in plain}
     assert grown == {"prepare": 0, "segment": grid, "clean": grid, "restore": grid + scan, "write": scan}
+
+
+def tilted(shape=(30, 30, 24)) -> Volume:
+    """A scan of tissue with voxels of 6 mm, every slice 3 mm behind the one below."""
+    affine = np.diag([6.0, 6.0, 6.0, 1.0])
+    affine[1, 2] = 3.0
+    return Volume(np.full(shape, 40, np.int16, order="F"), affine)
+
+
+def test_maps_that_are_brought_back_are_planned():
+    """A scan that was straightened: a stage more, for a map of two bytes a voxel on both grids and the runs of all; what is written has the scan's size."""
+    given, one = tilted((30, 30, 20)), house()
+    plain, more = one.plan(None), replace(one, given=given).plan(None)
+    assert [stage.name for stage in more.stages] == ["prepare", "segment", "clean", "restore", "return", "write"]
+    assert more.stages[:4] == plain.stages[:4]
+    copy, scan = 30 * 30 * 24, 30 * 30 * 20
+    maps = Maps(one.wanted, CATALOGUE, one.scan, memory.body_shares(one.placement, one.scan))
+    assert more.stages[4].bytes == maps.bytes + scan * maps.layers // 4 + 2 * (copy + scan)
+    assert more.stages[5].bytes == scan * maps.layers // 4 + scan
+    assert "straightened copy" in more.lines()[1]
+    assert "straightened copy" not in plain.lines()[1]
+    large = replace(one, given=Volume(np.broadcast_to(np.int16(0), (2000, 1000, 100)), given.affine))
+    assert large.plan(None).peak > plain.peak + 2 * large.given.array.size  # more than all else that so small a copy takes
+
+
+def test_maps_that_are_brought_back_are_planned_for_imported_networks():
+    """The same stage between composing and writing; a byte for confidence on either grid."""
+    given = tilted()
+    plain, sure = (replace(imported(), given=given, confidence=wanted).plan(None, 1 << 30) for wanted in (False, True))
+    assert [stage.name for stage in plain.stages] == ["prepare", "segment", "compose", "return", "write"]
+    grown = {one.name: other.bytes - one.bytes for one, other in zip(plain.stages, sure.stages, strict=True)}
+    assert (grown["return"], grown["write"]) == (SCAN.array.size + given.array.size, given.array.size)
 
 
 def test_the_plan_can_be_read():
@@ -298,6 +334,51 @@ def test_the_plan_is_told_to_those_who_ask(tiny_model, scan):
     tiny_model()
     segment(scan, model="tiny", report=Told())
     assert any(line.startswith("Memory: ") and line.endswith("3 decoders in 1 pass") for line in told)
+
+
+def sheared(scan: Volume) -> Volume:
+    affine = scan.affine.copy()
+    affine[1, 2] = 0.3 * scan.spacing[2]
+    return Volume(scan.array, affine)
+
+
+def test_the_plan_of_a_sheared_scan_is_told_and_kept_as_runs(tiny_model, scan):
+    """Its maps are runs as those of other scans, and the plan has the stage that brings them back."""
+    told = []
+
+    class Told(Progress):
+        def detail(self, text: str) -> None:
+            told.append(text)
+
+    tiny_model()
+    result = segment(sheared(scan), model="tiny", report=Told(), max_memory=1 << 40)
+    assert any(line.startswith("  return ") for line in told)
+    assert any(line.startswith("  before ") and line.endswith("scan and its straightened copy") for line in told)
+    assert all(isinstance(layer, LabelRuns) and layer.shape == scan.shape for layer in result.layers)
+
+
+def test_a_copy_that_does_not_fit_is_not_made(tiny_model, scan, monkeypatch):
+    """A sheared scan under a limit below its straightened copy: refused before that; what the sentence names is enough."""
+    tiny_model(MIXED)
+    monkeypatch.setattr(infer, "resident", lambda: 100 << 20)
+    with monkeypatch.context() as patch, pytest.raises(UsageError, match="at least") as caught:
+        patch.setattr(pipeline, "to_orthonormal", pytest.fail)
+        segment(sheared(scan), model="tiny", max_memory=(100 << 20) + SLACK)
+    named = bytes_of(caught.value.message.split("at least ")[1].rstrip("."))
+    assert named > (100 << 20) + SLACK
+    assert segment(sheared(scan), model="tiny", max_memory=named).facts["max_memory"] == named
+
+
+def test_a_copy_that_does_not_fit_is_not_made_for_imported_networks(monkeypatch):
+    """For them the copy itself is named: 30 × 36 × 30 voxels of 2 bytes, for a leaning box needs a larger one around it."""
+    monkeypatch.setattr(infer, "resident", lambda: 0)
+    given, parts = tilted(), Parts((), None, frozenset(), (tiny_network({"a": ("liver",)}),))
+    copy = 2 * orthonormal_grid(given).array.size
+    assert copy == 2 * 30 * 36 * 30
+    for limit, fits in ((SLACK + copy, True), (SLACK + copy - 1, False), (None, True)):
+        task = infer.Task((CATALOGUE["liver"],), CATALOGUE, Settings(max_memory=limit))
+        with nullcontext() if fits else pytest.raises(UsageError, match=f"at least {in_words(SLACK + copy)}"):
+            infer.check_copy(given, parts, task)
 
 
 @pytest.mark.parametrize("amount", [0, -5])

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clseg.io.check import check
-from clseg.spatial.orthonormal import AIR_HU, from_orthonormal, to_orthonormal
+from clseg.spatial.orthonormal import AIR_HU, from_orthonormal, orthonormal_grid, to_orthonormal
 from clseg.volume import Volume
 
 
@@ -52,6 +52,15 @@ def test_the_new_grid_is_right_angled_and_as_fine(volume):
     np.testing.assert_allclose(axes.T @ axes, np.eye(3), atol=1e-9)
     np.testing.assert_allclose(straight.spacing, volume.spacing, rtol=1e-9)
     assert straight.orientation == volume.orientation
+
+
+@settings(max_examples=25)
+@given(sheared_volumes)
+def test_the_grid_is_known_before_anything_is_resampled(volume):
+    """Shape, place and type of the straightened scan; all its voxels are one in memory."""
+    grid, straight = orthonormal_grid(volume), to_orthonormal(volume)
+    assert (grid.shape, grid.array.dtype, grid.array.strides) == (straight.shape, straight.array.dtype, (0, 0, 0))
+    np.testing.assert_array_equal(grid.affine, straight.affine)
 
 
 @settings(max_examples=25)

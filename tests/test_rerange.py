@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
+from typing import IO
 
 import pytest
 
-from clseg.errors import TrainingError
+from clseg.errors import OutputError, TrainingError
+from clseg.io import files
 from clseg.io.files import sha256_of
 from clseg.network.checkpoint import fingerprint, load
 from clseg.recipe import DecoderRecipe, Recipe
@@ -59,6 +63,57 @@ def test_the_manifest_follows(weights: Path) -> None:
     listed = json.loads((weights / "weights_manifest.json").read_text())["assets"]
     files = {name: weights / asset["file"] for name, asset in listed.items()}
     assert {name: (a["bytes"], a["sha256"]) for name, a in listed.items()} == {name: (f.stat().st_size, sha256_of(f)) for name, f in files.items()}
+
+
+def left_in(folder: Path) -> dict[str, bytes]:
+    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+@pytest.mark.parametrize("name", ["tiny-neck.safetensors", "tiny-lungs.safetensors", "weights_manifest.json"])
+def test_when_one_file_cannot_be_written_all_are_as_they_were(weights: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """The disk is full when the first, the second or the manifest has been written: OutputError names it, not a byte is another."""
+    mine, to_disk = recipe(weights), files._to_disk
+    before = left_in(weights)
+
+    def full(stream: IO[bytes]) -> None:
+        if name in stream.name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        to_disk(stream)
+
+    monkeypatch.setattr(files, "_to_disk", full)
+    with pytest.raises(OutputError, match=rf"{name}' cannot be written: the disk is full"):
+        rerange(mine, weights / "tiny", weights / "weights_manifest.json")
+    assert left_in(weights) == before
+
+
+@pytest.mark.parametrize("killed_before", [0, 1, 2])
+def test_the_manifest_comes_last_and_a_killed_run_is_mended(weights: Path, monkeypatch: pytest.MonkeyPatch, killed_before: int) -> None:
+    """The process ends before the first, second or third file gets its name: the manifest is the old one; the same call again gives what one call gives."""
+    old, moved, move = (weights / "weights_manifest.json").read_bytes(), [], os.replace
+
+    def killed(part: Path, final: Path) -> None:
+        if len(moved) == killed_before:
+            raise KeyboardInterrupt
+        moved.append(final.name)
+        move(part, final)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(files.os, "replace", killed)
+        rerange(recipe(weights), weights / "tiny", weights / "weights_manifest.json")
+    assert moved == ["tiny-neck.safetensors", "tiny-lungs.safetensors"][:killed_before]
+    assert (weights / "weights_manifest.json").read_bytes() == old
+    rerange(recipe(weights), weights / "tiny", weights / "weights_manifest.json")
+    test_the_manifest_follows(weights)
+    assert load(weights / "tiny" / "tiny-lungs.safetensors").slices == (0.3, 0.8)
+
+
+def test_a_manifest_that_names_web_addresses_follows_too(weights: Path) -> None:
+    """Where no source is a file of this machine, the sha256 that a file had tells which asset it is."""
+    listed = json.loads((weights / "weights_manifest.json").read_text())
+    for asset in listed["assets"].values():
+        asset["sources"] = [f"https://example.org/{asset['file']}"]
+    (weights / "weights_manifest.json").write_text(json.dumps(listed))
+    test_the_manifest_follows(weights)
 
 
 def test_without_a_scorer_nothing_is_written(weights: Path) -> None:

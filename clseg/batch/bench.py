@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from clseg.batch.case import Case
 from clseg.batch.done import digest_of, is_complete, sweep
 from clseg.batch.job import DONE, KEPT, Job, Outcome, failure
+from clseg.io.files import Hashes
 from clseg.pipeline import Segmenter
 from clseg.progress import SILENT, Advance, Progress
 from clseg.results import check_possible, find_source
@@ -33,11 +34,12 @@ class Underway:
     outcome: Outcome | None = None
     warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    details: list[str] = field(default_factory=list)
 
     def ended(self) -> Outcome:
         """The outcome with all that was said on the way."""
         assert self.outcome is not None
-        return replace(self.outcome, warnings=tuple(self.warnings), notes=tuple(self.notes))
+        return replace(self.outcome, warnings=tuple(self.warnings), notes=tuple(self.notes), details=tuple(self.details))
 
 
 class Bench:
@@ -61,17 +63,15 @@ class Bench:
 
     def read(self, case: Case) -> Underway:
         """Read and check a scan, and whether its results can be written, unless an earlier run has finished it."""
-        one = Underway(case)
+        one, hashed = Underway(case), Hashes()
         with self._on(one):
-            if self.job.resume:
-                one.digest = digest_of(case.path)
-                if is_complete(self.job.folder(case), one.digest, self._request):
-                    one.outcome = Outcome(case, KEPT, "complete already")
-                    return one
+            if self.job.resume and is_complete(self.job.folder(case), digest_of(case.path, hashed), self._request):
+                one.outcome = Outcome(case, KEPT, "complete already")
+                return one
             one.source = find_source(self.job.place(case).types, case.path, self.job.series)
             check_possible(self.job.place(case), one.source)  # told now, not when all has been computed
-            one.opened = self._segmenter.open(case.path, series=self.job.series)
-            one.digest = one.digest or digest_of(case.path)
+            one.opened = self._segmenter.open(case.path, series=self.job.series, hashed=hashed)
+            one.digest = digest_of(case.path, hashed)  # of what was read: a file that has changed since it was hashed is hashed again
         return one
 
     def segment(self, one: Underway) -> Underway:
@@ -146,6 +146,8 @@ class Heard(Progress):
     def detail(self, text: str) -> None:
         if self._case is None:
             self._others.detail(text)
+        else:
+            self._case.details.append(text)
 
     @property
     def _case(self) -> Underway | None:

@@ -6,20 +6,23 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from clseg.errors import InputError
-from clseg.io.files import existing, sha256_of
+from clseg.io.files import AnyPath, existing, sha256_of
+
+Hashed = Callable[[AnyPath], str]
+"""what gives the sha256 of a file"""
 
 _DATA_FILE = re.compile(rb"^\s*(?:ElementDataFile\s*=|data ?file:)\s*(\S[^\r\n]*?)\s*$", re.IGNORECASE | re.MULTILINE)
 _PART = re.compile(r"\..+\.\d+-[0-9a-f]{8}\.part")
 _HEADER_BYTES = 1 << 16
 
 
-def digest_of(scan: Path) -> str:
+def digest_of(scan: Path, hashed: Hashed = sha256_of) -> str:
     """The sha256 of a scan: of its file; of a DICOM folder, or of a header with its data file, that of lines `sha256  name`.
 
     The lines are sorted by name and end with a line feed, so that `sha256sum` says the same.
@@ -28,10 +31,10 @@ def digest_of(scan: Path) -> str:
     if scan.is_dir():
         from clseg.io.dicom.headers import dicom_files
 
-        return _of_lines(dicom_files(scan), scan)
+        return _of_lines(dicom_files(scan), scan, hashed)
     if data := _data_file(scan):
-        return _of_lines([scan, data], scan.parent)
-    return sha256_of(scan)
+        return _of_lines([scan, data], scan.parent, hashed)
+    return hashed(scan)
 
 
 def is_complete(folder: Path, digest: str, request: Mapping[str, Any]) -> bool:
@@ -55,9 +58,9 @@ def sweep(folder: Path, *, below: bool = False, older_s: float = 0.0) -> None:
                 file.unlink()
 
 
-def _of_lines(files: list[Path], root: Path) -> str:
+def _of_lines(files: list[Path], root: Path, hashed: Hashed) -> str:
     names = sorted((file.relative_to(root).as_posix(), file) for file in files)
-    text = "".join(f"{sha256_of(file)}  {name}\n" for name, file in names)
+    text = "".join(f"{hashed(file)}  {name}\n" for name, file in names)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -58,8 +58,8 @@ class Job:
 class Outcome:
     """`status` is done, kept (an earlier run had done it), failed, or fatal: no other case can do better.
 
-    `sentence` says what was found; `error` and `tip` what went wrong; `warnings` and
-    `notes` were said on the way.
+    `sentence` says what was found; `error` and `tip` what went wrong; `warnings`,
+    `notes` and `details` were said on the way.
     """
 
     case: Case
@@ -69,6 +69,7 @@ class Outcome:
     tip: str = ""
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    details: tuple[str, ...] = ()
 
 
 def failure(case: Case, error: Exception, status: str = FAILED) -> Outcome:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 
 from clseg.batch.case import Case
 from clseg.batch.done import sweep
@@ -19,7 +20,7 @@ Way = Callable[[Sequence[Case], Job], Iterator[Outcome]]
 
 
 def run(cases: Sequence[Case], job: Job, *, way: Way = run_here, tell: Callable[[Outcome], object] = lambda outcome: None) -> list[Outcome]:
-    """Do the job to all cases and return their outcomes in the order of the cases; `tell` hears of each as it ends.
+    """Do the job to all cases and return their outcomes in the order of the cases; `tell` hears of each as it ends, with all details.
 
     failures.csv is there afterwards when a case failed, the summaries when statistics are wanted; they cover all cases
     that are done, those that an earlier run has finished too.  Raises OutputError when the output cannot be written, and
@@ -32,8 +33,8 @@ def run(cases: Sequence[Case], job: Job, *, way: Way = run_here, tell: Callable[
         for one in ended:
             if one.status == FATAL:
                 raise ClsegError(one.error, tip=one.tip or None)
-            outcomes[one.case.name] = one
             tell(one)
+            outcomes[one.case.name] = replace(one, details=())  # of 100,000 cases they would fill the memory
     ordered = [outcomes[case.name] for case in cases]
     sweep(job.output, older_s=_SURELY_DEAD_S)
     write_failures(job.output, ordered)

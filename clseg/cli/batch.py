@@ -157,7 +157,7 @@ def tell(outcome: Outcome, terminal: Terminal) -> None:
     from clseg.batch import FAILED
 
     name = outcome.case.name
-    for text in outcome.notes:
+    for text in (*outcome.notes, *outcome.details):
         terminal.detail(f"{name}: {text}")
     for text in outcome.warnings:
         terminal.warn(f"{name}: {text}")

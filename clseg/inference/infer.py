@@ -18,7 +18,7 @@ from clseg.inference.confidence import Confidence
 from clseg.inference.engine import Engine
 from clseg.inference.evidence import Sheet, united
 from clseg.inference.extent import Extent, Reach, extents, label_extents
-from clseg.inference.memory import Chunk, House, Imported, Plan
+from clseg.inference.memory import SLACK, Chunk, House, Imported, Plan, refused
 from clseg.inference.merge import Canvas
 from clseg.inference.parts import Parts, slabs
 from clseg.inference.planned.body import their_scores
@@ -28,6 +28,7 @@ from clseg.inference.prepare import Placement, onto_grid, place
 from clseg.inference.restore import restore
 from clseg.progress import SILENT, Progress
 from clseg.settings import Settings
+from clseg.spatial.orthonormal import orthonormal_grid
 from clseg.spatial.runs import LabelRuns, slices_of
 from clseg.stopwatch import Stopwatch
 from clseg.volume import Volume
@@ -43,7 +44,10 @@ Layers = dict[int, LabelRuns]
 
 @dataclass(frozen=True)
 class Task:
-    """What is wanted of a scan, how, on which device, who hears of it, and who notes how sure the decoders are."""
+    """What is wanted of a scan, how, on which device, who hears of it, and who notes how sure the decoders are.
+
+    `given` is the scan itself where what is looked at is its straightened copy.
+    """
 
     wanted: tuple[Anatomy, ...]
     catalogue: Catalogue
@@ -52,6 +56,7 @@ class Task:
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
     report: Progress = SILENT
     confidence: Confidence = field(default_factory=Confidence)
+    given: Volume | None = None
 
 
 def infer(scan: Volume, parts: Parts, task: Task) -> tuple[list[LabelRuns], list[str]]:
@@ -69,6 +74,26 @@ def infer(scan: Volume, parts: Parts, task: Task) -> tuple[list[LabelRuns], list
         for depth, ids in ours.items():
             layers[depth] = _filled_up(layers[depth], ids) if depth in layers else ids
     return [layers[depth] for depth in sorted(layers)], [a.name for a in task.wanted if a.name not in reached]
+
+
+def check_copy(scan: Volume, parts: Parts, task: Task) -> None:
+    """UsageError when under the limit of memory not even the straightened copy of a scan has room; told before it is made.
+
+    What the house's decoders take is named as if the body filled the scan: how far it reaches is seen on the copy.
+    """
+    limit = task.settings.max_memory
+    if limit is None:
+        return
+    give_back()
+    grid = orthonormal_grid(scan)
+    placement = place(grid, parts.grid)[1] if parts.models else None
+    held = resident() + grid.array.size * grid.array.itemsize
+    if held + SLACK <= limit:
+        return
+    if placement is not None:
+        held += scan.array.nbytes  # of a mapped file what has not been looked at is not in memory yet; making the copy looks at all
+        House(parts, task.wanted, task.catalogue, placement, grid, held, confidence=task.confidence.keep_map, given=scan).plan(limit)
+    raise refused(limit, held + SLACK)
 
 
 def _filled_up(first: LabelRuns, second: LabelRuns) -> LabelRuns:
@@ -90,7 +115,7 @@ def planned(scan: Volume, parts: Parts, task: Task) -> tuple[Layers, set[str]]:
         answers = answers_of(engines, scan, slice_scores(scan, parts, task.report))
         if settings.restore == "nearest":
             answers = [replace(answer, plan=replace(answer.plan, export="nearest")) for answer in answers]
-    memory = Imported(grouped(answers, math.inf), task.wanted, task.catalogue, scan, resident(), task.confidence.keep_map)
+    memory = Imported(grouped(answers, math.inf), task.wanted, task.catalogue, scan, resident(), task.confidence.keep_map, task.given)
     plan = memory.plan(settings.max_memory, HELD_BYTES)
     tell(plan, task)
     with task.report.stage("Segmenting", windows_of(answers, settings.step, plan.share)) as advance:
@@ -128,7 +153,7 @@ def house(scan: Volume, parts: Parts, task: Task) -> tuple[Layers, set[str]]:
     stopwatch, report = task.stopwatch, task.report
     with stopwatch.lap("prepare"), report.stage("Preparing"):
         oriented, placement = place(scan, parts.grid)
-        memory = House(parts, task.wanted, task.catalogue, placement, scan, resident(), confidence=task.confidence.keep_map)
+        memory = House(parts, task.wanted, task.catalogue, placement, scan, resident(), confidence=task.confidence.keep_map, given=task.given)
         memory.plan(task.settings.max_memory)  # refused before anything is computed
         hu = onto_grid(oriented.array, placement)
     with stopwatch.lap("locate"), report.stage("Locating"):

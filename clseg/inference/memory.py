@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from clseg.catalogue import Anatomy, Catalogue
@@ -56,13 +56,15 @@ class Stage:
 class Plan:
     """`held` bytes before the first stage; the stages; decoders that run together, a pass over the scan for each chunk of them.
 
-    `share` is what one portion of imported decoders may hold in unfinished scores (None: as much as they like).
+    `share` is what one portion of imported decoders may hold in unfinished scores (None: as much as they like); `before` is
+    what was held before.
     """
 
     held: int
     stages: tuple[Stage, ...]
     chunks: tuple[Chunk, ...] = ()
     share: int | None = None
+    before: str = "program, weights and scan"
 
     @property
     def peak(self) -> int:
@@ -74,7 +76,7 @@ class Plan:
         told = f"Memory: {in_words(self.peak)} at most" + (f" of {in_words(limit)} allowed" if limit else "")
         passes = f"; {_count(sum(map(len, self.chunks)), 'decoder')} in {len(self.chunks)} pass{'es' * (len(self.chunks) != 1)}" if self.chunks else ""
         rows = [f"  {stage.name:<8} {in_words(self.held + stage.bytes):>9}  {stage.what}" for stage in self.stages]
-        return [told + passes, f"  {'before':<8} {in_words(self.held):>9}  program, weights and scan", *rows]
+        return [told + passes, f"  {'before':<8} {in_words(self.held):>9}  {self.before}", *rows]
 
 
 def refused(limit: int, least: int) -> UsageError:
@@ -125,12 +127,36 @@ class Maps:
         return int(self.scan.array.size * (1 + values) * math.prod(self.body))
 
 
+@dataclass(frozen=True)
+class Tilted:
+    """What a scan takes whose axes are not at right angles: all is done to a straightened copy, and every map is brought back.
+
+    `maps` are those of the copy, `given` is the scan.
+    """
+
+    maps: Maps
+    given: Volume
+
+    before = "program, weights, scan and its straightened copy"
+
+    @property
+    def stages(self) -> tuple[Stage, Stage]:
+        """Bringing back, map by map, each drawn as a whole on both grids; and writing."""
+        back = replace(self.maps, scan=self.given, body=(1.0, 1.0, 1.0))
+        drawn = 2 * (self.maps.scan.array.size + self.given.array.size)
+        both = self.maps.bytes + self.maps.sure + back.bytes + back.sure
+        return (
+            Stage("return", both + drawn, "label maps of the copy, and of the scan on its own grid"),
+            Stage("write", back.bytes + back.sure + back.written, "files and statistics"),
+        )
+
+
 # ---- the house's own decoders -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class House:
-    """All that the plan of a run of the house's decoders depends on."""
+    """All that the plan of a run of the house's decoders depends on; `given` is the scan where `scan` is its straightened copy."""
 
     parts: Parts
     wanted: Sequence[Anatomy]
@@ -140,6 +166,7 @@ class House:
     held: int
     batch: int = 1
     confidence: bool = False
+    given: Volume | None = None
 
     def plan(self, limit: int | None, reach: Mapping[str, Extent | None] | None = None) -> Plan:
         """In as few chunks as the limit allows; `reach` says which decoders run, where that is known.
@@ -185,7 +212,7 @@ class House:
             Stage("restore", canvas + sure + maps.bytes + maps.drawn + maps.sure + canvas // 2 + LARGEST_TILES, f"{_count(maps.layers, 'label map')} of the scan"),
             Stage("write", maps.bytes + maps.sure + maps.written, "files and statistics"),
         )
-        return Plan(self.held, stages, chunks)
+        return _brought_back(Plan(self.held, stages, chunks), maps, self.given)
 
     @property
     def _sure(self) -> int:
@@ -242,7 +269,7 @@ def body_shares(placement: Placement, scan: Volume) -> tuple[float, float, float
 
 @dataclass(frozen=True)
 class Imported:
-    """All that the plan of a run of imported decoders depends on; `groups` of them share windows."""
+    """All that the plan of a run of imported decoders depends on; `groups` of them share windows, `given` is as in `House`."""
 
     groups: Sequence[Sequence[Answer]]
     wanted: Sequence[Anatomy]
@@ -250,6 +277,7 @@ class Imported:
     scan: Volume
     held: int
     confidence: bool = False
+    given: Volume | None = None
 
     def plan(self, limit: int | None, default: int) -> Plan:
         """Portions as large as the limit allows, of `default` bytes of scores at most."""
@@ -279,7 +307,7 @@ class Imported:
             Stage("compose", kept + maps.bytes + maps.sure + _EXPORT, f"{_count(maps.layers, 'label map')} of the scan"),
             Stage("write", maps.bytes + maps.sure + maps.written, "files and statistics"),
         )
-        return Plan(self.held, stages, share=share)
+        return _brought_back(Plan(self.held, stages, share=share), maps, self.given)
 
     def _window(self) -> int:
         found = []
@@ -293,6 +321,14 @@ class Imported:
 
 _HANDED_OUT = 1.6  # sums, and what is handed out and worked on of them
 _EXPORT = 64 << 20  # voxels of the scan that scores are brought to at a time
+
+
+def _brought_back(plan: Plan, maps: Maps, given: Volume | None) -> Plan:
+    """The plan, whose last stage is writing, for a scan that was straightened, if it was."""
+    if given is None:
+        return plan
+    tilted = Tilted(maps, given)
+    return replace(plan, stages=(*plan.stages[:-1], *tilted.stages), before=tilted.before)
 
 
 def _by(shape: Sequence[int]) -> str:

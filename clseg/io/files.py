@@ -11,8 +11,8 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -85,6 +85,20 @@ def sha256_of(path: AnyPath) -> str:
     except OSError as error:
         raise InputError(f"'{path}' cannot be read: {error.strerror}.") from error
     return digest.hexdigest()
+
+
+class Hashes:
+    """sha256 of files as `sha256_of` says it, of each computed once, and again when the file has changed: its size, its times, or which file it is."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, int, int, int, int], str] = {}
+
+    def __call__(self, path: AnyPath) -> str:
+        stat = existing(path).stat()  # before it is hashed: what changes meanwhile is hashed again the next time
+        key = (os.fspath(path), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
+        if key not in self._known:
+            self._known[key] = sha256_of(path)
+        return self._known[key]
 
 
 def _first_bytes(path: Path) -> bytes:
@@ -210,6 +224,19 @@ def writing(path: AnyPath, mode: str = "wb") -> Iterator[IO[Any]]:
         if isinstance(error, OSError) and error.filename in (None, str(part), part):  # not one about another file
             raise _cannot_write(path, error) from error
         raise
+
+
+def write_together(contents: Mapping[AnyPath, bytes]) -> None:
+    """Write files that belong together: when all of them are on the disk they get their names, one right after the other in this order.
+
+    Raises OutputError when one of them cannot be written; then all are as they were.
+    """
+    with ExitStack() as unfinished:
+        for path, content in reversed(contents.items()):  # what was begun last is ended first
+            stream = unfinished.enter_context(writing(path))
+            stream.write(content)
+            stream.flush()
+            _to_disk(stream)
 
 
 def write_json(path: AnyPath, obj: Any) -> None:

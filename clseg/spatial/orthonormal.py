@@ -9,6 +9,12 @@ from clseg.volume import AIR_HU, Volume
 
 def to_orthonormal(volume: Volume) -> Volume:
     """The scan on the right-angled grid nearest to its own: same spacing, large enough for every voxel; linear, air outside."""
+    target = orthonormal_grid(volume)
+    return Volume(_look_up(volume, target, order=1, outside=AIR_HU), target.affine)
+
+
+def orthonormal_grid(volume: Volume) -> Volume:
+    """That grid, before anything is resampled: one zero in the scan's type stands for all voxels, so that it takes no memory."""
     axes, spacing = _nearest_rotation(volume.affine), np.array(volume.spacing)
     corners = np.array(np.meshgrid(*[(-0.5, n - 0.5) for n in volume.shape], indexing="ij")).reshape(3, -1)
     local = axes.T @ (volume.affine[:3, :3] @ corners + volume.affine[:3, 3:])
@@ -16,8 +22,7 @@ def to_orthonormal(volume: Volume) -> Volume:
     affine = np.eye(4)
     affine[:3, :3] = axes * spacing
     affine[:3, 3] = axes @ (local.min(axis=1) + spacing / 2)
-    target = Volume(np.broadcast_to(np.int16(0), tuple(shape)), affine)
-    return Volume(_look_up(volume, target, order=1, outside=AIR_HU), affine)
+    return Volume(np.broadcast_to(np.zeros((), volume.array.dtype), tuple(shape)), affine)
 
 
 def from_orthonormal(labels: np.ndarray, orthonormal: Volume, like: Volume) -> np.ndarray:

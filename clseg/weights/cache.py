@@ -5,7 +5,8 @@ then comes the cache `<home>/weights/<16 digits of the sha256>-<file name>`; onl
 Every file is checked against the manifest's size and sha256 before its path is given out; the check is remembered as
 long as the process lives and the file is not touched.
 
-Up to four assets are downloaded at once, after a look whether the disk has room for all of them.
+Up to four assets are downloaded at once, after a look whether the disk has room for all of them; as many are checked at
+once where they are large.
 
     <home>    CLSEG_HOME, else the user's cache folder
     mirror    with CLSEG_WEIGHTS_URL, assets come from `<mirror>/<file>`, not from the manifest's web addresses;
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -40,7 +41,8 @@ if TYPE_CHECKING:
 
 LOCK_S = 3600.0  # how long to wait for another process that downloads the same asset
 PATIENCE_S = 3.0  # after which the user is told that there is one
-THREADS = 4  # assets downloaded at once
+THREADS = 4  # assets downloaded or checked at once
+LARGE = 50_000_000  # bytes of assets together from which on they are checked at once: hashing them takes a noticeable while
 NOTHING_SAID = Sources()
 
 _ABSENT = "is not there"
@@ -75,7 +77,7 @@ def fetch(
     """
     settings = environment()
     home = home or settings.home
-    searches = [_search(asset, home, _sources(asset, sources, settings.mirror)) for asset in dict.fromkeys(assets)]
+    searches = _search_all({asset: _sources(asset, sources, settings.mirror) for asset in assets}, home)
     missing = [one for one in searches if one.path is None]
     _refuse_hopeless(missing, offline=offline or settings.offline)
     brought = _bring_all(missing, sources.allow_http, report) if missing else {}
@@ -141,6 +143,13 @@ def _sources(asset: Asset, said: Sources, usual_mirror: str | None) -> tuple[str
         expected = "expected https://… or file:///… (http:// for this machine alone, or with --allow-http)"
         raise UsageError(f"The mirror of {'--mirror' if said.mirror else 'CLSEG_WEIGHTS_URL'} is '{shown(mirror)}', {expected}.")
     return (*(one for one in asset.sources if not is_remote(one)), mirrored)
+
+
+def _search_all(wanted: Mapping[Asset, tuple[str, ...]], home: Path) -> list[_Search]:
+    """Look for assets with their sources, in their order; large ones in threads, which hash beside each other."""
+    if sum(asset.bytes for asset in wanted) <= LARGE:
+        return [_search(asset, home, sources) for asset, sources in wanted.items()]
+    return together(lambda one, _: _search(one[0], home, one[1]), list(wanted.items()), threads=THREADS)
 
 
 def _search(asset: Asset, home: Path, sources: tuple[str, ...]) -> _Search:
