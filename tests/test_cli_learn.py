@@ -156,7 +156,7 @@ REFUSED = {
     "a missing supporter": (MODEL, [SOLID.replace('["lungs"]', '["heart"]')], "wants the supporter 'heart'", 2),
     "a circle": (MODEL, [CIRCLE], "Supporters form a circle", 2),
     "an unknown model": ('model = "tinny"', [BODY], "Unknown model 'tinny'; did you mean tiny?", 2),
-    "a mirrored side": (MODEL, [BODY.replace('["body"]', '["kidney_left"]'), "[augment]\nmirror = true"], "flips left and right", 2),
+    "a mirrored side": (MODEL, [BODY.replace('["body"]', '["kidney_left"]'), "[augment]\nmirror = true"], "has no partner in decoder", 2),
     "nothing to learn from": (MODEL, [BODY.replace('"body"', '"heart"')], "heart", 1),
 }  # fmt: skip
 

@@ -108,7 +108,7 @@ def test_what_cannot_be_imported_ends_with_a_sentence(tmp_path: Path) -> None:
     before = manifest()
     write_model(tmp_path / "regions", facts=dataset(labels={"background": 0, "whole": [1, 2]}))
     assert "region-based training" in call("weights", "import", "nnunet", tmp_path / "regions", "--name", "x", code=1)
-    assert "nothing at" in call("weights", "import", "nnunet", tmp_path / "lost", "--name", "x", code=1)
+    assert "nothing at" in call("weights", "import", "nnunet", tmp_path / "lost", "--name", "x", code=2)
     write_model(tmp_path / "m")
     assert "a model 'starter' already" in call("weights", "import", "nnunet", tmp_path / "m", "--name", "starter", code=2)
     assert "no fold_4" in call("weights", "import", "nnunet", tmp_path / "m", "--name", "x", "--folds", "4", code=2)
