@@ -21,6 +21,8 @@ sys.path.insert(0, str(Path(__file__).parent))  # the folder `race`, also when t
 from race.rows import CASES, ROOT, ROWS, Race
 from race.table import Result, machine, markdown
 
+CASED = ("one", "five", "decoders")  # rows with several cases
+
 
 def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -28,6 +30,7 @@ def main(words: list[str] | None = None) -> None:
     for name, text in (("smoke", "only try everything, tiny"), ("quick", "what two cores can do in 20 minutes")):
         effort.add_argument(f"--{name}", dest="effort", action="store_const", const=name, default="full", help=text)
     parser.add_argument("--row", action="append", choices=list(ROWS), help="this row alone; may be repeated")
+    parser.add_argument("--case", help="of the rows one, five and decoders this case alone, as the table names it: 'fast, medium'")
     parser.add_argument("--repeats", type=int, help="pairs of runs")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--step", type=float, default=0.5)
@@ -41,6 +44,8 @@ def main(words: list[str] | None = None) -> None:
 
     about = machine()
     race = race_of(given)
+    if given.case and not any(getattr(race.cases, row) for row in CASED):
+        parser.error(f"no row has the case '{given.case}'; there are {', '.join(sorted(cases_of(given.effort)))}")
     results: list[Result] = []
     for name in given.row or ROWS:
         print(f"{name}: {ROWS[name].__doc__}", flush=True)
@@ -52,11 +57,18 @@ def main(words: list[str] | None = None) -> None:
     print(markdown(results))
 
 
+def cases_of(effort: str) -> set[str]:
+    """The cases of all rows that have several, as the table names them."""
+    return {", ".join(case) for row in CASED for case in getattr(CASES[effort], row)}
+
+
 def race_of(given: argparse.Namespace) -> Race:
     from dataclasses import replace
 
     cases = CASES[given.effort]
     cases = replace(cases, repeats=given.repeats or cases.repeats)
+    if given.case:
+        cases = replace(cases, **{row: tuple(case for case in getattr(cases, row) if ", ".join(case) == given.case) for row in CASED})
     folder = given.folder.absolute()
     (folder / "out").mkdir(parents=True, exist_ok=True)
     return Race(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -185,3 +186,17 @@ def test_what_the_benchmark_of_writing_says(race, monkeypatch):
     (result,) = writing(race)
     assert result.figures[0].ratio.median == pytest.approx(0.05)
     assert result.figures[0].verdict == "≤ 0.2: kept"
+
+
+def test_one_case_of_a_row_alone(tmp_path, capsys):
+    """Of all scans the one that was named; a name that no row has is refused with those that there are."""
+    import speed
+
+    given = argparse.Namespace(
+        effort="full", repeats=None, case="fast, medium", folder=tmp_path, peer=None, data=tmp_path, threads=1, step=0.5, device="cpu", workers=False
+    )
+    chosen = speed.race_of(given).cases
+    assert (chosen.one, chosen.five, chosen.decoders) == ((("fast", "medium"),), (("fast", "medium"),), ())
+    with pytest.raises(SystemExit):
+        speed.main(["--smoke", "--case", "fast, moon", "--folder", str(tmp_path)])
+    assert "no row has the case 'fast, moon'; there are tiny, tiny" in capsys.readouterr().err
