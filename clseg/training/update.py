@@ -114,7 +114,7 @@ def update(recipe: UpdateRecipe, run: Path, *, resume: bool = False, reports: Re
             table = [dict(zip(HEADER, row, strict=True)) for row in rows]
             card |= {"update_of": asset.sha256, "kept": recipe.keep, "dice_before_and_after": table} | ({"balance": lower} if lower else {})
             card |= _size(final, card) if recipe.widths else {}
-            write_decoder(final, file, base, card, _wider(checkpoint, plan, base))
+            write_decoder(final, file, base, card, _joined_range(checkpoint, plan, base))
         card = read_header(file)["card"]
         result = Result(next_name(asset), file, asset.labels, asset.requires or (base.encoder.name,), (asset.name, *asset.replaces), card)
         draw_curves(run)
@@ -153,7 +153,7 @@ def _balanced(decoder: Decoder, name: str, course: Course, most: int) -> tuple[D
     return found, lower
 
 
-def _wider(checkpoint: Checkpoint, plan: Recipe, base: Base) -> DecoderRange:
+def _joined_range(checkpoint: Checkpoint, plan: Recipe, base: Base) -> DecoderRange:
     """The body-part range of the decoder, and of its labels, widened by what the new cases show; what they cannot tell stays."""
     known, scorer = DecoderRange(checkpoint.slices, checkpoint.label_slices), base.scorer()
     if known.whole is None or scorer is None:
