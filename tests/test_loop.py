@@ -70,6 +70,21 @@ def test_the_loss_goes_down() -> None:
     assert all(step.seconds > 0 for step in steps)
 
 
+def test_workers_cut_the_very_same_patches() -> None:
+    """Two processes that cut patches give the same weights, to the bit, as the thread does, also from the middle of a run."""
+    plan = recipe(iterations=6)
+    alone = run(plan)[1].tensors
+    rule = replace(plan.optim, workers=2)
+    student, steps = learner(fresh(plan), rule), []
+    train(student, Patches([example()], plan), replace(rule, iterations=6), callbacks=(steps.append,))
+    assert [step.iteration for step in steps] == [1, 2, 3, 4, 5, 6]
+    assert all(torch.equal(alone[name], tensor) for name, tensor in student.average.tensors.items())
+
+    numbers = []
+    train(student, Patches([example()], plan), rule, start=4, callbacks=(lambda step: numbers.append(step.iteration),))
+    assert numbers == [5, 6]
+
+
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_the_same_seed_trains_the_same_weights(precision: str) -> None:
     """Two runs give the same bits whatever torch's global seed, in either precision; another seed gives others."""

@@ -66,6 +66,7 @@ class ScorerOptimRecipe:
     checkpoint_every: int = knob("steps between saved states", 500)
 
     precision: ClassVar[str] = "float32"
+    workers: ClassVar[int] = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -134,6 +134,8 @@ def _common(plan: Common, least: int = 1) -> None:
         raise RecipeError(f"optim.precision is float32, bfloat16 or float16, given '{optim.precision}'.")
     if optim.iterations < least or min(optim.batch, optim.deep_supervision, optim.checkpoint_every) < 1 or optim.rate <= 0:
         raise RecipeError("[optim] needs iterations, batch, deep_supervision and checkpoint_every of 1 or more and a rate above 0.")
+    if optim.workers < 0:
+        raise RecipeError(f"optim.workers is a number of processes, 0 or more, given {optim.workers}.")
     if min(plan.validation.cases, plan.validation.every) < 0:
         raise RecipeError("[validation] needs cases and every of 0 or more.")
 

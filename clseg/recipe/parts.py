@@ -171,6 +171,7 @@ class OptimRecipe:
     deep_supervision: int = knob("finest stages that get a loss", 3)
     precision: str = knob("float32, bfloat16 or, on CUDA, float16", "bfloat16")
     checkpoint_every: int = knob("steps between saved states", 200)
+    workers: int = knob("processes that cut patches while others are learned from: a GPU wants as many as there are cores; 0: a thread, enough for a CPU", 0)
 
 
 @dataclass(frozen=True)

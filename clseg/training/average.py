@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 class Average:
@@ -21,8 +22,8 @@ class Average:
     @torch.no_grad()
     def update(self, network: nn.Module, step: int) -> None:
         alpha = min(self.decay, (1 + step) / (10 + step)) if self.warm else self.decay
-        for name, tensor in network.state_dict().items():
-            self.tensors[name].lerp_(tensor, 1 - alpha)
+        present = network.state_dict()
+        get_ema_multi_avg_fn(alpha)([self.tensors[name] for name in present], list(present.values()), None)
 
 
 def decay_for(keep: float, steps: int) -> float:

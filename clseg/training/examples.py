@@ -36,8 +36,8 @@ class Example:
 
     `hu` int16 (x, y, z).  `targets[decoder]` uint8 of the same shape: 0 background,
     1…K the decoder's labels, 254 background or one of the labels with open ends, 255
-    unknown; None where every label is known to be
-    absent.  `annotated[decoder]` one bool per label.  `points[decoder]` voxels
+    unknown; None where nothing is in view, which is then all that is known: labels that are
+    annotated are absent.  `annotated[decoder]` one bool per label.  `points[decoder]` voxels
     (n, 3) per label, for foreground sampling.  Decoders without `points` have
     nothing to find here and learn only what background looks like.
 
@@ -184,9 +184,9 @@ def _example(case: Case, recipe: Recipe, stored: dict[str, np.ndarray]) -> Examp
             annotated[decoder.name] = tuple(bool(k or a) for k, a in zip(known, absent, strict=True))
             places = tuple(_some_points(target == i + 1) for i in range(len(decoder.labels)))
             points[decoder.name] = places if any(len(p) for p in places) else ()
-        elif all(label in case.dataset.absent for label in decoder.labels):
+        elif any(label in case.dataset.absent for label in decoder.labels):
             targets[decoder.name] = None
-            annotated[decoder.name] = (True,) * len(decoder.labels)
+            annotated[decoder.name] = tuple(label in case.dataset.absent for label in decoder.labels)
             points[decoder.name] = ()
     return Example(case.name, case.dataset.name, stored["hu"], targets, annotated, points)
 

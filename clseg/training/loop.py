@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
+from torch.utils.data import DataLoader, Dataset
 
 from clseg.errors import TrainingError
 from clseg.recipe import OptimRecipe
@@ -82,14 +83,11 @@ def train(
     """
     network = joined(learner.network, learner.here)
     clock = time.perf_counter()
-    for iteration, batch in _ahead(source, start, rule.iterations):
+    for iteration, batch in enumerate(_batches(source, start, rule), start):
         rate = rate_at(iteration, rule)
         for group in learner.optimiser.param_groups:
             group["lr"] = rate
-        losses = network(batch, rule, learner.device)
-        values = {name: float(loss.detach()) for name, loss in losses.items()}
-        _refuse_not_finite(values, iteration + 1)
-        _descend(learner, torch.stack(list(losses.values())).sum(), rule)
+        values = _descend(learner, network(batch, rule, learner.device), rule, iteration + 1)
         learner.average.update(learner.network, iteration)
 
         now = time.perf_counter()
@@ -98,8 +96,12 @@ def train(
             callback(step)
 
 
-def _ahead(source: Source, start: int, stop: int) -> Iterator[tuple[int, list[Patch]]]:
-    """Batches in turn, the next one being cut while the present one is used."""
+def _batches(source: Source, start: int, rule: OptimRecipe) -> Iterator[list[Patch]]:
+    """The batches of iterations `start` … `rule.iterations` in turn, cut while others are used: by `rule.workers` processes, or a thread."""
+    return _by_workers(source, start, rule) if rule.workers else _by_a_thread(source, start, rule.iterations)
+
+
+def _by_a_thread(source: Source, start: int, stop: int) -> Iterator[list[Patch]]:
     if start >= stop:
         return
     with ThreadPoolExecutor(1) as ahead:
@@ -107,22 +109,45 @@ def _ahead(source: Source, start: int, stop: int) -> Iterator[tuple[int, list[Pa
         for iteration in range(start, stop):
             batch = upcoming.result()
             upcoming = ahead.submit(source.batch, min(iteration + 1, stop - 1))
-            yield iteration, batch
+            yield batch
 
 
-def _descend(learner: Learner, loss: torch.Tensor, rule: OptimRecipe) -> None:
-    """One step down the gradient, its norm clipped."""
+def _by_workers(source: Source, start: int, rule: OptimRecipe) -> Iterator[list[Patch]]:
+    """The same batches, in the same order: what a batch holds follows from its number alone."""
+    loader = DataLoader(_Numbered(source), batch_size=None, sampler=range(start, rule.iterations), num_workers=rule.workers)
+    yield from loader
+
+
+@dataclass(frozen=True)
+class _Numbered(Dataset[list[Patch]]):
+    """A source as a dataset, whose items are batches."""
+
+    source: Source
+
+    def __getitem__(self, iteration: int) -> list[Patch]:
+        return self.source.batch(iteration)
+
+
+def _descend(learner: Learner, losses: dict[str, torch.Tensor], rule: OptimRecipe, iteration: int) -> dict[str, float]:
+    """One step down the gradient of all losses, its norm clipped; returns the losses as numbers.
+
+    The numbers are asked for once, and late: a GPU is waited for only when all its work is given.
+    """
     scaler, optimiser = learner.scaler, learner.optimiser
-    (scaler.scale(loss) if scaler else loss).backward()
+    every = torch.stack(list(losses.values()))
+    (scaler.scale(every.sum()) if scaler else every.sum()).backward()
     if scaler:
         scaler.unscale_(optimiser)
     torch.nn.utils.clip_grad_norm_(learner.network.parameters(), rule.clip_norm)
+    values = dict(zip(losses, every.detach().tolist(), strict=True))
+    _refuse_not_finite(values, iteration)
     if scaler:
         scaler.step(optimiser)
         scaler.update()
     else:
         optimiser.step()
     optimiser.zero_grad(set_to_none=True)
+    return values
 
 
 def _refuse_not_finite(losses: dict[str, float], iteration: int) -> None:

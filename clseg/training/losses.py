@@ -43,15 +43,17 @@ def partial_loss(
     neither pushed down nor pulled up by it.  A voxel called 254 is background or one of
     the labels that `open_ended` (K,) names: its likelihood is the sum of theirs, so all other
     labels are pushed down there (marginal loss, Shi et al. 2021, arXiv 2007.03868).
+
+    `annotated` and `open_ended` decide what is computed: with both on the CPU a GPU is never waited for.
     """
     some_open = open_ended is not None and bool(open_ended.any())
     known = target != IGNORE if some_open else target < OPEN
     shut = torch.zeros_like(annotated, dtype=torch.float32).masked_fill(~annotated, float("-inf"))
-    shut = torch.nn.functional.pad(shut, (1, 0))
+    shut = _beside(torch.nn.functional.pad(shut, (1, 0)), logits)
     log_probability = torch.log_softmax(logits.float() + shut[:, :, None, None, None], dim=1)
     chosen = log_probability.gather(1, target.masked_fill(target >= OPEN, 0).long()[:, None])[:, 0]
     if some_open:
-        possible = torch.cat([open_ended.new_ones(1), open_ended]).nonzero().flatten()
+        possible = _beside(torch.cat([open_ended.new_ones(1), open_ended]).nonzero().flatten(), logits)
         either = torch.logsumexp(log_probability.index_select(1, possible), dim=1)
         chosen = torch.where(target == OPEN, either, chosen)
     cross_entropy = -(chosen * known).sum() / known.sum().clamp(min=1)
@@ -72,14 +74,20 @@ def _dice_loss(
     known = (target < OPEN) if open_ended is None else (target != IGNORE)
     claimed = _sums(probability, known)
     if open_ended is not None:
-        claimed = claimed - _sums(probability, target == OPEN) * open_ended
+        claimed = claimed - _sums(probability, target == OPEN) * _beside(open_ended, claimed)
     index = target.masked_fill(target >= OPEN, 0).long()
     hits = probability.gather(1, index[:, None])[:, 0]
     overlap = torch.zeros_like(probability[:, :, 0]).scatter_add(1, index, hits)[:, 1:]
     truth = torch.zeros_like(probability[:, :, 0]).scatter_add(1, index, torch.ones_like(hits))[:, 1:]
-    rows = annotated.float()
+    rows = _beside(annotated.float(), probability)
     dice = (2 * (overlap * rows).sum(0) + SMOOTH) / ((claimed * rows).sum(0) + (truth * rows).sum(0) + SMOOTH)
-    return 1 - dice[annotated.any(0)].mean()
+    judged = _beside(annotated.any(0).nonzero().flatten(), dice)
+    return 1 - dice.index_select(0, judged).mean()
+
+
+def _beside(small: torch.Tensor, large: torch.Tensor) -> torch.Tensor:
+    """`small` on the device of `large`."""
+    return small.to(large.device, non_blocking=True)
 
 
 def _sums(probability: torch.Tensor, where: torch.Tensor) -> torch.Tensor:

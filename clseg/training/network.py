@@ -17,6 +17,9 @@ from clseg.training.losses import deep_loss
 from clseg.training.patches import Patch
 
 
+CHANNELS_LAST = True  # on a GPU
+
+
 class Trainee(nn.Module):
     """An encoder and decoders with gradients.
 
@@ -49,8 +52,8 @@ class Trainee(nn.Module):
 
     def to(self, device: str) -> Trainee:  # type: ignore[override]
         """The same on another device, frozen parts too."""
-        super().to(device)
-        self.encoder.to(device)
+        super().to(device=device, memory_format=_order(device))
+        self.encoder.to(device=device, memory_format=_order(device))
         if self.helpers:
             self.helpers.to(device)
         return self
@@ -63,9 +66,12 @@ class Trainee(nn.Module):
             return self.encoder(images)
 
     def forward(self, batch: Sequence[Patch], rule: OptimRecipe, device: str = "cpu") -> dict[str, torch.Tensor]:
-        """The loss of every decoder; each learns from the patches that annotate its organs."""
+        """The loss of every decoder; each learns from the patches that annotate its organs.
+
+        Channels come last on a GPU, where half precision is fastest with them.
+        """
         with torch.autocast(device.split(":")[0], dtype=getattr(torch, rule.precision), enabled=rule.precision != "float32"):
-            features = self.features(torch.stack([patch.image for patch in batch]).to(device))
+            features = self.features(_on(device, torch.stack([patch.image for patch in batch])))
             supports = self._supports(features)
             losses = {}
             for name, decoder in self.decoders.items():
@@ -75,9 +81,9 @@ class Trainee(nn.Module):
                 mine = [_rows(level, rows) for level in features]
                 helping = [[_rows(level, rows) for level in supports[s.name]] for s in decoder.spec.supporters]
                 target = torch.stack([batch[i].targets[name] for i in rows]).to(device)
-                annotated = torch.tensor([batch[i].annotated[name] for i in rows], device=device)
+                annotated = torch.tensor([batch[i].annotated[name] for i in rows])
                 logits = decoder.forward_deep(mine, rule.deep_supervision, helping)
-                open_ended = torch.tensor(self.open_labels.get(name, [False] * annotated.shape[1]), device=device)
+                open_ended = torch.tensor(self.open_labels.get(name, [False] * annotated.shape[1]))
                 losses[name] = deep_loss(logits, target, annotated, open_ended)
         return losses
 
@@ -88,6 +94,14 @@ class Trainee(nn.Module):
             return {}
         with torch.no_grad():
             return dict(self.helpers.logits(features, sorted(names), len(features)))
+
+
+def _order(device: str) -> torch.memory_format:
+    return torch.channels_last_3d if device.startswith("cuda") and CHANNELS_LAST else torch.contiguous_format
+
+
+def _on(device: str, images: torch.Tensor) -> torch.Tensor:
+    return images.to(device=device, memory_format=_order(device))
 
 
 def _rows(level: torch.Tensor, rows: list[int]) -> torch.Tensor:
