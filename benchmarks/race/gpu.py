@@ -21,9 +21,11 @@ def used_on(device: str) -> Used | None:
     if kind != "cuda":
         return None
     try:
-        return used_by(ctypes.CDLL(LIBRARY), int(number or 0))
+        used = used_by(ctypes.CDLL(LIBRARY), int(number or 0))
+        used()
     except OSError:
         return None
+    return used
 
 
 def used_by(nvml: Any, number: int) -> Used:
