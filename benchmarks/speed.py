@@ -3,17 +3,22 @@
     python benchmarks/speed.py --smoke                    # does everything work? tiny networks and scans, a minute or two
     python benchmarks/speed.py --quick --json speed.json  # about 20 minutes on two cores
     python benchmarks/speed.py --row one --row five       # some rows alone, with large networks and scans too: hours
+    python benchmarks/speed.py --quick --device cuda --peer-python python3 --row one --row device    # both sides on the GPU
 
 Times are from the file to the written segmentation, of a fresh process; memory is the peak of its resident set.  Pairs are
 run in turns, and the ratio of every pair is taken.  Both sides have the same weights, CT, step, threads and torch, and no
 mirroring; nnU-Net runs without worker processes, which spares it their start and their memory (`--workers`: with one for
-reading and one for writing).  The environment of nnU-Net is made at the first run.  What the rows compare: see `race/rows.py`.
+reading and one for writing).  The environment of nnU-Net is made at the first run; where nothing can be installed `--peer-python`
+names an interpreter that holds it, and the foot of the table says what it has in other versions.  Told to stop (SIGTERM, Ctrl-C)
+it shows what is finished.  What the rows compare: see `race/rows.py`.
 """
 
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))  # the folder `race`, also when this file is imported
@@ -37,7 +42,9 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--device", default="cpu", help="cpu or cuda, for both sides")
     parser.add_argument("--workers", action="store_true", help="nnU-Net's usual way, with worker processes")
     parser.add_argument("--folder", type=Path, default=ROOT / "runs/race", help="for scans, networks and results (some GB)")
-    parser.add_argument("--peer", type=Path, help="environment of nnU-Net; default: a folder in --folder")
+    peer = parser.add_mutually_exclusive_group()
+    peer.add_argument("--peer", type=Path, help="environment of nnU-Net, made when it is not there; default: a folder in --folder")
+    peer.add_argument("--peer-python", metavar="PYTHON", help="an interpreter that holds nnunetv2, for machines where nothing can be installed")
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared/data", help="real CTs, as in shared/data")
     parser.add_argument("--json", type=Path, help="write every number here too")
     given = parser.parse_args(words)
@@ -46,15 +53,40 @@ def main(words: list[str] | None = None) -> None:
     race = race_of(given)
     if given.case and not any(getattr(race.cases, row) for row in CASED):
         parser.error(f"no row has the case '{given.case}'; there are {', '.join(sorted(cases_of(given.effort)))}")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     results: list[Result] = []
-    for name in given.row or ROWS:
+    try:
+        for result in run(race, given.row or list(ROWS)):
+            results.append(result)
+            if given.json:
+                write(given.json, about | peer_of(race), given, results)
+    except KeyboardInterrupt:
+        print("\nStopped; this was finished:")
+        raise SystemExit(130) from None
+    finally:
+        print(f"\n{markdown(results)}\n\n{foot(about | peer_of(race), given, race.cases.repeats)}", flush=True)
+
+
+def run(race: Race, rows: list[str]) -> Iterator[Result]:
+    """Every comparison as soon as it is there."""
+    for name in rows:
         print(f"{name}: {ROWS[name].__doc__}", flush=True)
-        results += ROWS[name](race)
-        if given.json:
-            write(given.json, about, given, results)
-    print(f"\n{about['cpu']}, {about['cores']} cores, torch {about['torch']}, {given.threads} threads, step {given.step}, {race.cases.repeats} pairs")
-    print(f"load of the machine before: {about['load_at_start']}\n")
-    print(markdown(results))
+        yield from ROWS[name](race)
+
+
+def peer_of(race: Race) -> dict[str, object]:
+    """nnU-Net's side in words, if it was asked for."""
+    return {"peer": str(race.peer)} if "peer" in vars(race) else {}
+
+
+def foot(about: dict[str, object], given: argparse.Namespace, repeats: int) -> str:
+    """On what and how everything was run."""
+    gpu = f" and {about['gpu']}" if about["gpu"] and given.device != "cpu" else ""
+    settings = f"{given.device}, {given.threads} threads, step {given.step}, {repeats} pair{'s' * (repeats != 1)}"
+    lines = [f"{about['cpu']}, {about['cores']} cores{gpu}; torch {about['torch']}, Python {about['python']}; {settings}."]
+    if "peer" in about:
+        lines.append(f"nnU-Net: {about['peer']}.")
+    return "\n".join([*lines, f"Load of the machine before: {about['load_at_start']}."])
 
 
 def cases_of(effort: str) -> set[str]:
@@ -72,7 +104,16 @@ def race_of(given: argparse.Namespace) -> Race:
     folder = given.folder.absolute()
     (folder / "out").mkdir(parents=True, exist_ok=True)
     return Race(
-        cases, folder, given.data, (given.peer or folder / "peer").absolute(), given.threads, given.step, given.device, given.workers, lambda text: print(text, flush=True)
+        cases,
+        folder,
+        given.data,
+        (given.peer or folder / "peer").absolute(),
+        given.threads,
+        given.step,
+        given.device,
+        given.workers,
+        lambda text: print(text, flush=True),
+        given.peer_python,
     )
 
 

@@ -151,6 +151,20 @@ def test_out_of_memory_gives_way_step_by_step(holds, steps, batch, device, resul
         torch.testing.assert_close(found[name], expected[name], atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("words", ["CUDA error: out of memory", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", "cuDNN error: CUDNN_STATUS_ALLOC_FAILED"])
+def test_memory_that_a_library_does_not_get_gives_way_too(words):
+    """Where cuBLAS, cuDNN or the driver ask for memory torch raises a plain RuntimeError: the batch is halved as for its own allocator's."""
+    engine, told, encoder = scarce_engine(holds=4)
+
+    def fail(_, inputs):
+        if len(inputs[0]) > 2:
+            raise RuntimeError(words)
+
+    encoder.encoder.register_forward_pre_hook(fail)
+    assert answers(engine, tiles(4)).keys() == set(ALL)
+    assert [sentence.partition(": ")[2] for sentence in told] == ["going on with 2 windows at a time."]
+
+
 def test_what_was_learned_is_kept_for_the_next_windows():
     """After giving way once, the next call does not run into the wall again."""
     engine, told, encoder = scarce_engine(holds=2)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
+import os
+import signal
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,9 +22,20 @@ from clseg.volume import Volume
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
-from race.agreement import agreement
-from race.networks import dense_decoder, encoder_like, install_decoders, pruned_decoder, structures, weight_count
-from race.rows import CASES, DECODERS, Race, decoders, memory, roi, writing
+from race.agreement import agreement, equal_voxels
+from race.gpu import used_by, used_on, watched
+from race.networks import (
+    KINDS,
+    dense_decoder,
+    encoder_like,
+    install_decoders,
+    pruned_decoder,
+    structures,
+    weight_count,
+    write_plans,
+)
+from race.peer import Peer, ours, peer_with
+from race.rows import CASES, DECODERS, Race, decoders, device, memory, roi, writing
 from race.scans import SIZES, Size, fitted, make_scan
 from race.table import Figure, Result, markdown, usual_figures
 from race.timing import Pairs, Run, Spread, added, in_turns, measured
@@ -65,8 +80,52 @@ def test_ratios_are_taken_pair_by_pair():
 
 
 def test_runs_one_after_the_other():
-    """Times add up, the largest memory counts."""
+    """Times add up, the largest memory counts, that of a GPU too."""
     assert added([Run(1, 2, 300), Run(10, 20, 200)]) == Run(11, 22, 300)
+    assert added([Run(1, 2, 300, 50), Run(10, 20, 200, 70)]) == Run(11, 22, 300, 70)
+
+
+class Nvml:
+    """NVIDIA's library with one GPU, of which so many MiB are taken each time that somebody asks."""
+
+    def __init__(self, *taken: int) -> None:
+        self.taken = list(taken)
+
+    def nvmlInit_v2(self) -> int:
+        return 0
+
+    def nvmlDeviceGetHandleByIndex_v2(self, number, handle) -> int:
+        return 0 if number == 0 else 6
+
+    def nvmlDeviceGetMemoryInfo(self, handle, numbers) -> int:
+        numbers._obj[2] = (self.taken.pop(0) if len(self.taken) > 1 else self.taken[0]) << 20
+        return 0
+
+
+def test_the_most_that_a_program_takes_of_a_gpu_is_seen():
+    """500 MiB before, then 700, 1700, and 900 until the end: 1200 beyond."""
+    with watched(used_by(Nvml(500, 700, 1700, 900), 0), every=0.001) as highest:
+        time.sleep(0.2)
+    assert highest.mib == 1200
+
+
+def test_a_gpu_that_is_not_there_is_not_watched():
+    """The CPU, a machine without NVIDIA's library, a number that the library does not know."""
+    assert used_on("cpu") is None
+    with pytest.raises(OSError, match="answers 6"):
+        used_by(Nvml(1), 1)
+    with watched(None) as highest:
+        pass
+    assert highest.mib is None
+
+
+def test_memory_of_the_gpu_is_a_line_of_the_table(tmp_path):
+    """Only where both sides were watched: 100 against 400 MiB."""
+    pairs = Pairs((Run(1, 1, 10, 100),), (Run(1, 1, 10, 400),))
+    assert [(one.what, one.ratio.median) for one in usual_figures(pairs)][3:] == [("peak memory of the GPU", 0.25)]
+    assert len(usual_figures(replace(pairs, theirs=(Run(1, 1, 10),)))) == 3
+    run = measured([sys.executable, "-c", "import time; time.sleep(0.1)"], {}, tmp_path / "log", used_by(Nvml(5, 35), 0))
+    assert run.gpu_mib == 30
 
 
 def test_the_table():
@@ -137,6 +196,62 @@ def test_installed_decoders_answer(tmp_path, own_home):
     assert set(manifest(home=own_home).labels_of("race")) == {"race_1_01", "race_1_02", "race_2_01", "race_2_02"}
 
 
+def test_equal_voxels_of_two_maps_with_the_same_numbers(tmp_path):
+    """Three of four voxels."""
+    one, other = (label_map(tmp_path / f"{n}.nii.gz", values) for n, values in enumerate(([0, 205, 7, 7], [0, 205, 7, 0])))
+    assert equal_voxels(one, other) == 0.75
+
+
+VERSIONS = {"nnunetv2": "2.8.1", "scipy": "1", "SimpleITK": "2.5"}
+
+
+def test_a_peer_with_other_versions_says_so():
+    """The same torch and numpy are not worth a word; another torch is."""
+    assert str(Peer(Path("python"), {**VERSIONS, **ours()})) == "nnunetv2 2.8.1, reads with SimpleITKIO"
+    other = Peer(Path("python"), {**VERSIONS, **ours(), "torch": "1.0"})
+    assert other.others == {"torch": "1.0"}
+    assert str(other) == f"nnunetv2 2.8.1, reads with SimpleITKIO, torch 1.0 (clseg: {ours()['torch']})"
+
+
+def test_without_simpleitk_nibabel_reads(tmp_path):
+    """As in TotalSegmentator; the plans say so to both sides."""
+    peer = Peer(Path("python"), {**VERSIONS, **ours(), "SimpleITK": None})
+    write_plans(tmp_path, KINDS["tiny"], ["liver"], peer.reader)
+    assert json.loads((tmp_path / "plans.json").read_text())["image_reader_writer"] == "NibabelIO"
+
+
+def python_with(folder: Path, versions: dict[str, str | None] | None) -> str:
+    """A program that stands for an interpreter: asked for versions it tells these, or fails."""
+    told = "exit 1" if versions is None else f"echo '{json.dumps(versions)}'"
+    (folder / "python").write_text(f"#!/bin/sh\n{told}\n")
+    (folder / "python").chmod(0o755)
+    return str(folder / "python")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a shell script stands for the interpreter")
+def test_an_interpreter_that_is_there(tmp_path):
+    """It is taken with whatever versions it has."""
+    peer = peer_with(python_with(tmp_path, {**VERSIONS, "torch": "1.0", "numpy": "1.0"}))
+    assert peer.command("versions")[0] == str(tmp_path / "python")
+    assert set(peer.others) == {"torch", "numpy"}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a shell script stands for the interpreter")
+def test_an_interpreter_without_nnunet_is_refused(tmp_path):
+    """So is one that does not exist."""
+    with pytest.raises(RuntimeError, match="--peer-python .*python: it cannot import nnunetv2"):
+        peer_with(python_with(tmp_path, None))
+    with pytest.raises(RuntimeError, match="there is no such program"):
+        peer_with(str(tmp_path / "nothing"))
+
+
+def test_where_packages_are_found_is_told_to_both_sides(race, monkeypatch):
+    """The checkout first, then what the caller's PYTHONPATH says."""
+    monkeypatch.setenv("PYTHONPATH", "/tmp/site")
+    root = str(Path(__file__).parents[1])
+    assert race.surroundings["PYTHONPATH"].split(os.pathsep) == [root, "/tmp/site"]
+
+
 class Pretended(Race):
     """A race in which nothing is run: every process of clseg takes a second and as many MiB as `peaks` says for its scan."""
 
@@ -179,6 +294,64 @@ def test_a_region_against_everything(race):
     assert {result.figures[0].verdict for result in results} == {"≤ 0.4: missed"}
 
 
+class OnGpu(Pretended):
+    """Every run writes a label map, the same on both devices, and how long its one stage took."""
+
+    def clseg(self, scan, out, model, *more):
+        label_map(out, [0, 1, 2, 0])
+        seconds = {"cuda": 0.5, "cpu": 2.0}[self.device]
+        out.with_name(out.name.replace(".nii.gz", ".run.json")).write_text(json.dumps({"stages": [{"stage": "segment", "seconds": seconds}]}))
+        return Run(seconds, 1.0, 500.0, 300.0 if self.device == "cuda" else None)
+
+
+def test_the_gpu_against_the_cpu(race, tmp_path):
+    """Half a second against two is a quarter; equal maps are equal; the seconds of the stages are kept; on a CPU there is nothing to compare."""
+    (tmp_path / "out").mkdir()
+    there = OnGpu(**{**vars(race), "device": "cuda"})
+    (result,) = device(there)
+    assert (result.sides, result.figures[0].ratio.median, result.agreement) == (("cuda", "cpu"), 0.25, 1)
+    assert result.runs["stages"] == {"cuda": {"segment": 0.5}, "cpu": {"segment": 2.0}}
+    assert list(device(race)) == []
+
+
+def test_told_to_stop_it_shows_what_is_finished(tmp_path, capsys, monkeypatch):
+    """Of two comparisons the first is in the table and in the file, and the program says that it was stopped."""
+    import speed
+
+    def rows(race, names):
+        yield Result("one", "tiny", ("clseg", "nnU-Net"), usual_figures(Pairs((Run(1, 1, 1),), (Run(2, 1, 1),))))
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+
+    monkeypatch.setattr(speed, "run", rows)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            speed.main(["--smoke", "--folder", str(tmp_path), "--json", str(tmp_path / "all.json")])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert stopped.value.code == 130
+    said = capsys.readouterr().out
+    assert "Stopped" in said
+    assert "| one | tiny: clseg against nnU-Net | wall time | 1.00 s | 2.00 s | 0.50 |" in said
+    assert [one["row"] for one in json.loads((tmp_path / "all.json").read_text())["results"]] == ["one"]
+
+
+def test_the_foot_names_gpu_and_peer():
+    """The GPU only where it was used; nnU-Net where it was asked for."""
+    import speed
+
+    about = {"cpu": "Chip", "cores": 16, "gpu": "NVIDIA H100", "torch": "2", "python": "3.12", "load_at_start": 0.5, "peer": "nnunetv2 2.8.1"}
+    given = argparse.Namespace(device="cuda", threads=4, step=0.5)
+    assert speed.foot(about, given, 2).splitlines() == [
+        "Chip, 16 cores and NVIDIA H100; torch 2, Python 3.12; cuda, 4 threads, step 0.5, 2 pairs.",
+        "nnU-Net: nnunetv2 2.8.1.",
+        "Load of the machine before: 0.5.",
+    ]
+    given.device = "cpu"
+    assert "H100" not in speed.foot(about, given, 1)
+
+
 def test_what_the_benchmark_of_writing_says(race, monkeypatch):
     """Its lines are read: 0.63 s of 12.6 s are 0.05."""
     said = "clseg           0.63 s        6 MiB beyond the scene      6.7 MB\nnibabel        12.60 s      228 MiB beyond the scene     22.9 MB\n"
@@ -193,7 +366,7 @@ def test_one_case_of_a_row_alone(tmp_path, capsys):
     import speed
 
     given = argparse.Namespace(
-        effort="full", repeats=None, case="fast, medium", folder=tmp_path, peer=None, data=tmp_path, threads=1, step=0.5, device="cpu", workers=False
+        effort="full", repeats=None, case="fast, medium", folder=tmp_path, peer=None, data=tmp_path, threads=1, step=0.5, device="cpu", workers=False, peer_python=None
     )
     chosen = speed.race_of(given).cases
     assert (chosen.one, chosen.five, chosen.decoders) == ((("fast", "medium"),), (("fast", "medium"),), ())

@@ -1,6 +1,7 @@
 """Race: what `benchmarks/speed.py` is made of.
 
 timing       seconds and peak memory of fresh processes, in pairs
+gpu          how much of a GPU's memory is taken
 scans        the CTs, made from a real one
 networks     models with random weights, as nnU-Net stores them and as clseg does
 peer         nnU-Net's own predictor in an environment of its own

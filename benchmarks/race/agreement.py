@@ -26,6 +26,14 @@ def agreement(ours: Path, theirs: Sequence[tuple[Path, Sequence[str]]]) -> float
     return same / labels.array.size
 
 
+def equal_voxels(one: Path, other: Path) -> float:
+    """Share of equal voxels of two label maps with the same numbers for the same structures."""
+    first, second = (read(file) for file in (one, other))
+    if not first.same_grid(second, tolerance_mm=0.01):
+        raise RuntimeError(f"{one} and {other} lie on different grids.")
+    return sum(int((first.array[..., z] == second.array[..., z]).sum()) for z in range(first.shape[2])) / first.array.size
+
+
 def _same(ours: np.ndarray, theirs: Sequence[np.ndarray]) -> np.ndarray:
     """Per voxel whether `ours` is one of the labels claimed; 0 where none is."""
     claimed = np.zeros(ours.shape, bool)

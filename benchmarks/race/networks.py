@@ -42,16 +42,16 @@ KINDS = {
 }
 
 
-def write_plans(folder: Path, kind: Kind, labels: Sequence[str]) -> None:
-    """plans.json and dataset.json of nnU-Net v2; `nnunet_side.py make` adds the weights."""
+def write_plans(folder: Path, kind: Kind, labels: Sequence[str], reader: str = "SimpleITKIO") -> None:
+    """plans.json and dataset.json of nnU-Net v2, which reads scans with `reader`; `nnunet_side.py make` adds the weights."""
     folder.mkdir(parents=True, exist_ok=True)
     numbers = {"background": 0, **{label: number for number, label in enumerate(labels, 1)}}
     facts = {"channel_names": {"0": "CT"}, "labels": numbers, "numTraining": 1, "file_ending": ".nii.gz"}
     (folder / "dataset.json").write_text(json.dumps(facts, indent=1))
-    (folder / "plans.json").write_text(json.dumps(_plans(kind), indent=1))
+    (folder / "plans.json").write_text(json.dumps(_plans(kind, reader), indent=1))
 
 
-def _plans(kind: Kind) -> dict[str, Any]:
+def _plans(kind: Kind, reader: str) -> dict[str, Any]:
     configuration = {
         "data_identifier": "nnUNetPlans_3d_fullres",
         "preprocessor_name": "DefaultPreprocessor",
@@ -69,7 +69,7 @@ def _plans(kind: Kind) -> dict[str, Any]:
     return {
         "dataset_name": "Dataset900_Race",
         "plans_name": "nnUNetPlans",
-        "image_reader_writer": "SimpleITKIO",
+        "image_reader_writer": reader,
         "transpose_forward": [0, 1, 2],
         "transpose_backward": [0, 1, 2],
         "foreground_intensity_properties_per_channel": {"0": FACTS},

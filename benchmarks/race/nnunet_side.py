@@ -97,9 +97,15 @@ def merge(models: list[Path], out: Path) -> None:
 
 
 def versions() -> None:
-    from importlib.metadata import version
+    """Of what it runs with; SimpleITK, which may be missing, is null then: nibabel reads as well."""
+    from importlib.metadata import PackageNotFoundError, version
 
-    print(json.dumps({name: version(name) for name in ("nnunetv2", "torch", "numpy", "scipy", "SimpleITK")}))
+    found: dict[str, str | None] = {name: version(name) for name in ("nnunetv2", "torch", "numpy", "scipy")}
+    try:
+        found["SimpleITK"] = version("SimpleITK")
+    except PackageNotFoundError:
+        found["SimpleITK"] = None
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""Peer: nnU-Net v2's own predictor in an environment of its own, with the very torch that clseg uses here."""
+"""Peer: nnU-Net v2's own predictor, in an environment of its own with the very torch that clseg uses here, or in one that is there."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -12,7 +13,9 @@ from pathlib import Path
 
 NNUNET = "nnunetv2==2.8.1"
 SIDE = Path(__file__).with_name("nnunet_side.py")
-CPU_WHEELS = "https://download.pytorch.org/whl/cpu"
+TORCH_WHEELS = "https://download.pytorch.org/whl/"
+ELSE = "; or name an interpreter that holds nnunetv2 with --peer-python"
+SAME = ("torch", "numpy")  # what both sides should have in the same version
 
 # Installed without what they ask for: timm would bring torchvision and with it another torch.
 BARE = (NNUNET, "acvl-utils==0.2.6", "batchgenerators==0.25.5", "batchgeneratorsv2", "dynamic-network-architectures==0.4.4", "fft-conv-pytorch")
@@ -28,10 +31,43 @@ class Peer:
     """The interpreter of the environment, and the versions of what is in it."""
 
     python: Path
-    versions: dict[str, str]
+    versions: dict[str, str | None]
 
     def command(self, *words: str | Path) -> list[str]:
         return [str(self.python), str(SIDE), *map(str, words)]
+
+    @property
+    def reader(self) -> str:
+        """How it reads scans: as nnU-Net does unless told otherwise, or as TotalSegmentator does where SimpleITK is missing."""
+        return "SimpleITKIO" if self.versions["SimpleITK"] else "NibabelIO"
+
+    @property
+    def others(self) -> dict[str, str | None]:
+        """What it has in another version than this program."""
+        return {name: self.versions[name] for name, mine in ours().items() if self.versions[name] != mine}
+
+    def __str__(self) -> str:
+        unlike = "".join(f", {name} {theirs} (clseg: {ours()[name]})" for name, theirs in self.others.items())
+        return f"nnunetv2 {self.versions['nnunetv2']}, reads with {self.reader}{unlike}"
+
+
+def ours() -> dict[str, str]:
+    """The versions of SAME that run this program, as packages name them: torch itself adds its build to its version."""
+    from importlib.metadata import version
+
+    return {name: version(name) for name in SAME}
+
+
+def peer_with(python: str) -> Peer:
+    """The peer of an interpreter that holds nnunetv2, a path or a name; its torch may be another one, which the table says.
+
+    RuntimeError when there is no such interpreter, or nothing of nnU-Net in it.
+    """
+    found = shutil.which(python)
+    versions = _versions(Path(found)) if found else None
+    if not found or versions is None:
+        raise RuntimeError(f"--peer-python {python}: {'it cannot import nnunetv2, torch, numpy and scipy' if found else 'there is no such program'}.")
+    return Peer(Path(found).absolute(), versions)
 
 
 def peer_at(folder: Path, say: Callable[[str], None]) -> Peer:
@@ -46,26 +82,21 @@ def peer_at(folder: Path, say: Callable[[str], None]) -> Peer:
     found = _versions(python)
     if found is None:
         raise RuntimeError(f"The environment in {folder} has no working nnU-Net: delete the folder, or give another one with --peer.")
-    import numpy
-    import torch
-
-    ours = {"torch": torch.__version__, "numpy": numpy.__version__}
-    if other := {name: found[name] for name in ours if found[name] != ours[name]}:
-        raise RuntimeError(f"The environment in {folder} has {other}, this one {ours}: a race needs the same.")
-    return Peer(python, found)
+    peer = Peer(python, found)
+    if peer.others:
+        raise RuntimeError(f"The environment in {folder} has {peer.others}, this one {ours()}: a race needs the same.")
+    return peer
 
 
 def _make(folder: Path, python: Path) -> None:
     """torch first, and exactly ours, so that nothing after it brings a build with CUDA."""
-    import numpy
-    import torch
-
     subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-    exact = f"torch=={torch.__version__}"
-    if not _pip(python, exact) and not _pip(python, exact, "--index-url", CPU_WHEELS):
-        raise RuntimeError(f"pip finds no {exact}; install it into {folder} by hand.")
-    if not _pip(python, "--no-deps", *BARE) or not _pip(python, f"numpy=={numpy.__version__}", *NEEDS):
-        raise RuntimeError(f"pip could not install nnU-Net into {folder}; see above.")
+    mine = ours()
+    exact, build = f"torch=={mine['torch']}", mine["torch"].partition("+")[2] or "cpu"
+    if not _pip(python, exact) and not _pip(python, exact, "--index-url", TORCH_WHEELS + build):
+        raise RuntimeError(f"pip finds no {exact}; install it into {folder} by hand{ELSE}.")
+    if not _pip(python, "--no-deps", *BARE) or not _pip(python, f"numpy=={mine['numpy']}", *NEEDS):
+        raise RuntimeError(f"pip could not install nnU-Net into {folder}, see above{ELSE}.")
 
 
 def _pip(python: Path, *words: str) -> bool:

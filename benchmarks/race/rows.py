@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 
-from race.agreement import agreement
+from race.agreement import agreement, equal_voxels
+from race.gpu import used_on
 from race.networks import (
     CLASSES,
     KINDS,
@@ -22,7 +24,7 @@ from race.networks import (
     weight_count,
     write_plans,
 )
-from race.peer import Peer, make_weights, peer_at
+from race.peer import Peer, make_weights, peer_at, peer_with
 from race.scans import CHEST, SIZES, make_scan
 from race.table import Figure, Result, usual_figures
 from race.timing import Pairs, Run, Spread, added, in_turns, measured
@@ -80,10 +82,11 @@ class Race:
     device: str
     workers: bool
     say: Callable[[str], None]
+    peer_python: str | None = None
 
     @cached_property
     def peer(self) -> Peer:
-        return peer_at(self.peer_folder, self.say)
+        return peer_with(self.peer_python) if self.peer_python else peer_at(self.peer_folder, self.say)
 
     @property
     def home(self) -> Path:
@@ -96,7 +99,8 @@ class Race:
 
         quiet = {f"nnUNet_{name}": str(self.folder) for name in ("raw", "preprocessed", "results")}
         threads = {name: str(self.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-        return {**os.environ, **quiet, **threads, "nnUNet_compile": "f", "CLSEG_HOME": str(self.home), "PYTHONPATH": str(ROOT)}
+        path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        return {**os.environ, **quiet, **threads, "nnUNet_compile": "f", "CLSEG_HOME": str(self.home), "PYTHONPATH": path}
 
     def scan(self, name: str) -> Path:
         return make_scan(name, self.folder / "scans", self.data)
@@ -112,7 +116,7 @@ class Race:
         return self._measured(self.peer.command("predict", scan, out, *words, "--threads", str(self.threads), "--step", str(self.step), "--device", self.device))
 
     def _measured(self, command: Sequence[str | Path]) -> Run:
-        return measured(command, self.surroundings, self.folder / "log.txt")
+        return measured(command, self.surroundings, self.folder / "log.txt", used_on(self.device))
 
     def turns(self, ours: Callable[[], Run], theirs: Callable[[], Run]) -> Pairs:
         return in_turns(ours, theirs, self.cases.repeats, self.say)
@@ -140,6 +144,27 @@ def decoders(race: Race) -> Iterator[Result]:
             gone = "" if width == "dense" else f", τ {1 - weights['pruned'] / weights['dense']:.3f}"
             sides = (f"one run of {DECODERS} {width} decoders{gone}", f"{DECODERS} runs of one dense decoder")
             yield Result("decoders", f"{shape}, {name}", sides, usual_figures(pairs, seconds=goal), runs=pairs.to_dict())
+
+
+def device(race: Race) -> Iterator[Result]:
+    """The starter, all structures, on the GPU against the same on the CPU; nothing where the race itself is run on a CPU."""
+    if race.device == "cpu":
+        return
+    model, name, _ = race.cases.memory[0]
+    scan, out = race.scan(name), {one: race.folder / f"out/on_{one.replace(':', '_')}.nii.gz" for one in (race.device, "cpu")}
+    race.say(f"  {model} on {name}")
+    pairs = race.turns(*(partial(replace(race, device=one).clseg, scan, file, model, "--roi", "all") for one, file in out.items()))
+    stages = {one: seconds_of_stages(file) for one, file in out.items()}
+    for one, seconds in stages.items():
+        race.say(f"    {one}: " + ", ".join(f"{stage} {took:.2f} s" for stage, took in seconds.items()))
+    runs = {**pairs.to_dict(), "stages": stages}
+    yield Result("device", f"{model}, {name}", (race.device, "cpu"), usual_figures(pairs), equal_voxels(*out.values()), runs)
+
+
+def seconds_of_stages(out: Path) -> dict[str, float]:
+    """What each stage of the run took that wrote the label map `out`."""
+    told = json.loads(out.with_name(out.name.replace(".nii.gz", ".run.json")).read_text())
+    return {one["stage"]: one["seconds"] for one in told["stages"]}
 
 
 def roi(race: Race) -> Iterator[Result]:
@@ -185,7 +210,7 @@ def writing(race: Race) -> Iterator[Result]:
     yield Result("writing", f"{count} structures, 512 × 512 × 300", ("clseg", "nibabel, one gzip file each"), (time, held))
 
 
-ROWS: dict[str, Callable[[Race], Iterator[Result]]] = {row.__name__: row for row in (one, five, decoders, roi, memory, writing)}
+ROWS: dict[str, Callable[[Race], Iterator[Result]]] = {row.__name__: row for row in (one, five, decoders, device, roi, memory, writing)}
 
 
 def _against_nnunet(race: Race, row: str, kind: str, name: str, classes: Sequence[int], *, seconds: float, memory: float | None = None) -> Result:
@@ -205,7 +230,7 @@ def _imported(race: Race, kind: str, classes: Sequence[int]) -> tuple[str, list[
     place = race.folder / "networks" / model
     folders = [place / f"Dataset{290 + number}_Race" / TRAINING for number in range(1, len(classes) + 1)]
     for number, (folder, count) in enumerate(zip(folders, classes, strict=True), 1):
-        write_plans(folder, KINDS[kind], structures(number, count))
+        write_plans(folder, KINDS[kind], structures(number, count), race.peer.reader)
     make_weights(race.peer, folders)
     words = ("nnunet", folders[0]) if len(classes) == 1 else ("totalsegmentator", place)
 

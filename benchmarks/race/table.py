@@ -45,8 +45,10 @@ class Result:
 
 
 def usual_figures(pairs: Pairs, *, seconds: float | None = None, memory: float | None = None) -> tuple[Figure, ...]:
-    """Wall time, processor time and peak memory of pairs of runs; `seconds` and `memory` are the ratios wanted at most."""
-    wanted = (("wall time", "s", "seconds", seconds), ("processor time", "s", "cpu_seconds", None), ("peak memory", "MiB", "peak_mib", memory))
+    """Wall time, processor time and peak memory of pairs of runs, also of the GPU where it was watched; `seconds` and `memory` are the ratios wanted at most."""
+    wanted = [("wall time", "s", "seconds", seconds), ("processor time", "s", "cpu_seconds", None), ("peak memory", "MiB", "peak_mib", memory)]
+    if all(run.gpu_mib for run in (*pairs.ours, *pairs.theirs)):
+        wanted.append(("peak memory of the GPU", "MiB", "gpu_mib", None))
     return tuple(
         Figure(what, unit, *(Spread.of([getattr(run, name) for run in side]) for side in (pairs.ours, pairs.theirs)), pairs.ratio(name), goal)
         for what, unit, name, goal in wanted

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from race.gpu import Used, watched
+
 LAUNCHER = """
 import json, os, resource, sys, time
 log = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -27,11 +29,12 @@ print(json.dumps({"code": os.waitstatus_to_exitcode(status), **told}))
 
 @dataclass(frozen=True)
 class Run:
-    """One program from start to end: wall seconds, seconds of all its processors, peak resident memory in MiB."""
+    """One program from start to end: wall seconds, seconds of all its processors, peak resident memory in MiB, and of the GPU's where it is watched."""
 
     seconds: float
     cpu_seconds: float
     peak_mib: float
+    gpu_mib: float | None = None
 
 
 @dataclass(frozen=True)
@@ -62,19 +65,21 @@ class Pairs:
         return {side: [asdict(run) for run in getattr(self, side)] for side in ("ours", "theirs")}
 
 
-def measured(command: Sequence[str | Path], environment: Mapping[str, str], log: Path) -> Run:
+def measured(command: Sequence[str | Path], environment: Mapping[str, str], log: Path, used: Used | None = None) -> Run:
     """Run a program and measure it; what it prints goes to the end of `log`.
 
-    Memory is that of the largest process, should the program have several.  RuntimeError, with the
-    last lines of the log, when the program fails.
+    Memory is that of the largest process, should the program have several; of a GPU, watched through
+    `used`, it is what all processes take beyond what was taken before.  RuntimeError, with the last
+    lines of the log, when the program fails.
     """
     words = [sys.executable, "-I", "-S", "-c", LAUNCHER, str(log), *map(str, command)]
-    done = subprocess.run(words, env=dict(environment), capture_output=True, text=True, check=True)
+    with watched(used) as gpu:
+        done = subprocess.run(words, env=dict(environment), capture_output=True, text=True, check=True)
     told = json.loads(done.stdout)
     if code := told.pop("code"):
         last = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
         raise RuntimeError(f"{' '.join(map(str, command))} ended with {code}:\n{last}")
-    return Run(**told)
+    return Run(**told, gpu_mib=gpu.mib)
 
 
 def in_turns(ours: Callable[[], Run], theirs: Callable[[], Run], repeats: int, say: Callable[[str], None]) -> Pairs:
@@ -84,10 +89,16 @@ def in_turns(ours: Callable[[], Run], theirs: Callable[[], Run], repeats: int, s
         for way, runs in ((ours, first), (theirs, second))[:: 1 if repeat % 2 == 0 else -1]:
             runs.append(way())
             name = "clseg" if way is ours else "peer"
-            say(f"    {name:5s} {runs[-1].seconds:8.2f} s   {runs[-1].cpu_seconds:8.2f} s of processors   {runs[-1].peak_mib:7.0f} MiB")
+            say(f"    {name:5s} {_shown(runs[-1])}")
     return Pairs(tuple(first), tuple(second))
 
 
 def added(runs: Sequence[Run]) -> Run:
     """Runs one after the other as one: times add up, the largest memory counts."""
-    return Run(sum(one.seconds for one in runs), sum(one.cpu_seconds for one in runs), max(one.peak_mib for one in runs))
+    gpu = [one.gpu_mib for one in runs if one.gpu_mib is not None]
+    return Run(sum(one.seconds for one in runs), sum(one.cpu_seconds for one in runs), max(one.peak_mib for one in runs), max(gpu, default=None))
+
+
+def _shown(run: Run) -> str:
+    gpu = "" if run.gpu_mib is None else f"   {run.gpu_mib:7.0f} MiB of the GPU"
+    return f"{run.seconds:8.2f} s   {run.cpu_seconds:8.2f} s of processors   {run.peak_mib:7.0f} MiB{gpu}"

@@ -16,6 +16,7 @@ from clseg.network.upsample import upsampled
 Logits = tuple[str, torch.Tensor]
 
 _NO_MEMORY = re.compile("DefaultCPUAllocator|not enough memory|can't allocate memory")  # torch has no error of its own for it
+_NO_DEVICE_MEMORY = re.compile("CUDA error: out of memory|CU(BLAS|DNN)_STATUS_ALLOC_FAILED")  # where not torch's allocator asks but a library does
 
 
 def choose_device(wanted: str) -> str:
@@ -41,6 +42,18 @@ def main_memory() -> Iterator[None]:
         raise MemoryError(str(error)) from error
 
 
+@contextmanager
+def device_memory() -> Iterator[None]:
+    """torch.OutOfMemoryError, as torch's own allocator raises it, also where CUDA or one of its libraries finds no memory; else as `main_memory`."""
+    with main_memory():
+        try:
+            yield
+        except RuntimeError as error:
+            if isinstance(error, torch.OutOfMemoryError) or not _NO_DEVICE_MEMORY.search(str(error)):
+                raise
+            raise torch.OutOfMemoryError(str(error)) from error
+
+
 class Engine:
     """One encoder pass per batch of windows, then every wanted decoder on its features.
 
@@ -58,7 +71,7 @@ class Engine:
         self.batch = batch or (4 if device.startswith("cuda") else 1)
         self.notify = notify
         try:
-            with main_memory():
+            with device_memory():
                 model.to(device)
         except torch.OutOfMemoryError:
             self.notify(f"Out of memory on {device} before the first window: going on with the CPU.")
@@ -78,7 +91,7 @@ class Engine:
             return
         while True:
             try:
-                with main_memory():
+                with device_memory():
                     parts = [list(self._run(part, wanted)) for part in tiles.split(self.batch)]
                 break
             except torch.OutOfMemoryError:

@@ -1,0 +1,116 @@
+"""What only a GPU shows: half precision says what single precision says, and memory that really runs out gives way.
+
+Run by hand on a machine with CUDA: `python -m pytest -m gpu tests/test_gpu.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+import clseg
+from clseg.inference.engine import Engine
+from clseg.network.decoder import Decoder
+from clseg.network.encoder import Encoder
+from clseg.network.model import Model
+from clseg.network.spec import DecoderSpec, EncoderSpec, Grid, Intensity, Level, Stage
+from clseg.phantom import small_phantom
+from clseg.weights.importers.install import install
+from clseg.weights.importers.nnunet import find_trainings, read_training
+from tests.conftest import tiny_network
+from tests.small_nnunet import plans, write_model
+from tests.test_engine import supported_network
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+
+ONE, TWO = (1, 1, 1), (2, 2, 2)
+INTENSITY = Intensity(-1000, 1000, 0, 500)
+
+
+def network(block: str = "plain", first: tuple[int, int, int] = ONE, skip: tuple[int, ...] | None = None, width: int = 8) -> Model:
+    """Two levels and a decoder with one stage, random weights."""
+    levels = (Level(width, first, (3, 3, 3), 1), Level(2 * width, TWO, (3, 3, 3), 2))
+    spec = EncoderSpec(levels, Grid("RAS", (3.0, 3.0, 3.0), (16, 16, 16)), INTENSITY, block=block)
+    torch.manual_seed(0)
+    decoder = Decoder(DecoderSpec((Stage(width, (width,), (3, 3, 3), skip),), ("body",)), spec)
+    return Model(Encoder(spec).eval().requires_grad_(False), {"trunk": decoder.eval().requires_grad_(False)}, {"trunk": None})
+
+
+NETWORKS = {
+    "several decoders": tiny_network,
+    "supporters": supported_network,
+    "residual": lambda: network("residual"),
+    "halved at once": lambda: network(first=TWO),
+    "pruned": lambda: network(skip=(0, 3, 5)),
+}
+
+
+def tiles(count: int, edge: int = 16) -> torch.Tensor:
+    return torch.randn(count, 1, edge, edge, edge, generator=torch.Generator().manual_seed(1))
+
+
+def answers(engine: Engine, batch: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {name: logits.cpu() for name, logits in engine(batch, list(engine.model.decoders))}
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_a_gpu_says_what_the_cpu_says(kind: str) -> None:
+    """Logits of about 1 in half precision: three digits are the same, in float32, window by window."""
+    expected = answers(Engine(NETWORKS[kind](), "cpu", notify=pytest.fail), tiles(3))
+    found = answers(Engine(NETWORKS[kind](), "cuda", notify=pytest.fail), tiles(3))
+    for name, logits in expected.items():
+        assert found[name].dtype == torch.float32
+        torch.testing.assert_close(found[name], logits, atol=0.02, rtol=0.02)
+
+
+@pytest.fixture
+def little_memory() -> Iterator[None]:
+    """700 MiB of the GPU for this process."""
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction((700 << 20) / torch.cuda.get_device_properties(0).total_memory)
+    yield
+    torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+@pytest.mark.usefixtures("little_memory")
+def test_memory_that_really_runs_out_gives_way() -> None:
+    """Four windows of 96³ with 32 channels hold 216 MB a feature map in half precision, several at once: fewer windows at a time, the same logits."""
+    expected = answers(Engine(network(width=32), "cpu", notify=pytest.fail), tiles(1, 96))["trunk"]
+    told: list[str] = []
+    engine = Engine(network(width=32), "cuda", notify=told.append)
+    found = answers(engine, tiles(1, 96).expand(8, -1, -1, -1, -1).contiguous())["trunk"]
+    assert told
+    assert all(sentence.startswith("Out of memory on cuda: going on with ") for sentence in told)
+    assert engine.device == "cuda"
+    for one in found:
+        torch.testing.assert_close(one, expected[0], atol=0.02, rtol=0.02)
+
+
+def segmented(device: str, **more: object) -> clseg.Segmentation:
+    ct, _ = small_phantom()
+    return clseg.segment(ct, device=device, offline=True, **more)  # type: ignore[arg-type]
+
+
+def same(one: clseg.Segmentation, other: clseg.Segmentation) -> float:
+    """Share of equal voxels over all masks, of those that either has."""
+    either = both = 0
+    for name in one.names:
+        a, b = (found.mask(name) for found in (one, other))
+        either, both = either + int((a | b).sum()), both + int((a & b).sum())
+    return both / either
+
+
+def test_the_starter_finds_the_same_on_a_gpu() -> None:
+    """Of all voxels of body, lungs and bones that it finds in a small synthetic torso, 99 of 100 are the same."""
+    assert same(segmented("cuda"), segmented("cpu")) > 0.99
+
+
+def test_an_imported_network_finds_the_same_on_a_gpu(tmp_path: Path, own_home: Path) -> None:
+    """A miniature nnU-Net, mirrored and without: of the voxels that it finds 98 of 100 are the same (random weights are often undecided)."""
+    plan = plans("residual", spacing=[12.0, 12.0, 12.0])
+    (training,) = find_trainings(write_model(tmp_path / "m", "residual", plan=plan))
+    install("mini", read_training(training), description="imported", licence="CC0-1.0", home=own_home)
+    assert same(segmented("cuda", model="mini"), segmented("cpu", model="mini")) > 0.98
