@@ -109,9 +109,11 @@ def test_the_most_that_a_program_takes_of_a_gpu_is_seen():
     assert highest.mib == 1200
 
 
-def test_a_gpu_that_is_not_there_is_not_watched():
+def test_a_gpu_that_is_not_there_is_not_watched(monkeypatch):
     """The CPU, a machine without NVIDIA's library, a number that the library does not know."""
     assert used_on("cpu") is None
+    monkeypatch.setattr("race.gpu.LIBRARY", "no-such-library.so")
+    assert used_on("cuda") is None
     with pytest.raises(OSError, match="answers 6"):
         used_by(Nvml(1), 1)
     with watched(None) as highest:
