@@ -47,7 +47,7 @@ def test_a_split_without_a_case_is_refused_with_those_there_are(folder: Path) ->
 def test_an_update_is_judged_on_old_cases(folder: Path) -> None:
     """[[old]] has case b alone, in `train`: `val`, which a new case has, is refused, `train` is not."""
     recipe = update_recipe(folder, OLD)
-    assert said(judged_on("val", recipe)).endswith("the splits there are: train (1 case).")
+    assert said(judged_on("val", recipe)) == "No case of [[old]] is in [validation] split 'val'; the splits there are: train (1 case)."
     check_held_out(judged_on("train", recipe))
 
 

@@ -21,17 +21,20 @@ def check_held_out(recipe: LearnRecipe | UpdateRecipe | PruneRecipe) -> None:
     nothing old is given, nobody has to be judged: then the usual split may be without a case, one that was
     chosen may not.
     """
-    if isinstance(recipe, UpdateRecipe):
-        refuse_lost_split("[validation] split", recipe.validation.split, recipe.old or recipe.dataset, recipe.folder, needed=bool(recipe.old))
+    key, split = "[validation] split", recipe.validation.split
+    if isinstance(recipe, UpdateRecipe) and recipe.old:
+        refuse_lost_split(key, split, recipe.old, recipe.folder, needed=True, who="case of [[old]]")
     else:
-        refuse_lost_split("[validation] split", recipe.validation.split, recipe.dataset, recipe.folder, needed=recipe.ladder.climbs)
+        refuse_lost_split(key, split, recipe.dataset, recipe.folder, needed=isinstance(recipe, (LearnRecipe, PruneRecipe)) and recipe.ladder.climbs)
 
 
-def refuse_lost_split(key: str, split: str, datasets: Sequence[DatasetRecipe], folder: Path, *, needed: bool = False) -> None:
+def refuse_lost_split(
+    key: str, split: str, datasets: Sequence[DatasetRecipe], folder: Path, *, needed: bool = False, who: str = "case"
+) -> None:
     """RecipeError when no usable case of the datasets is in `split`, unless it is the usual one and not `needed`."""
     if split == ValidationRecipe().split and not needed:
         return
     there = Counter(case.split for dataset in datasets for case in list_cases(dataset, folder) if case.split and usable(case))
     if split not in there:
         cases = ", ".join(f"{name} ({count} case{'' if count == 1 else 's'})" for name, count in sorted(there.items()))
-        raise RecipeError(f"No case is in {key} '{split}'; the splits there are: {cases or 'none'}.", tip=TIP)
+        raise RecipeError(f"No {who} is in {key} '{split}'; the splits there are: {cases or 'none'}.", tip=TIP)
