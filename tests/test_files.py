@@ -158,10 +158,11 @@ def test_four_dimensional_nrrd(tmp_path):
 
 
 def test_folder_without_a_series_is_refused(tmp_path):
-    """A folder with no DICOM in it is an InputError."""
+    """A folder with no DICOM in it is an InputError that says what it holds; a NIfTI file is to be given itself."""
     (tmp_path / "notes.txt").write_text("nothing")
-    with pytest.raises(InputError, match="no DICOM series"):
+    with pytest.raises(InputError, match=r"holds no DICOM series; it holds 1 file: notes\.txt\.") as caught:
         read(tmp_path)
+    assert "of NIfTI, NRRD and MetaImage the file itself" in caught.value.tip
 
 
 def test_dicom_series_lies_where_its_labels_lie():
