@@ -162,7 +162,7 @@ def test_a_file_is_a_single_scan(scans):
         ((".hidden",), "no files"),
         (("a.txt",), "1 file: a.txt"),
         (("sub/z.bin", "b.csv", "a.txt"), "3 files: a.txt, b.csv, sub/z.bin"),
-        (("a.txt", "b.csv", "c.md", "d.png", "e"), "5 files: a.txt, b.csv, c.md …"),
+        (("a.txt", "b.csv", "c.md", "d.png", "e"), "5 files: a.txt, b.csv, c.md and 2 more"),
         (("run.json", "liver.nii.gz"), "2 files: liver.nii.gz, run.json"),
     ],
 )

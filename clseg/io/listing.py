@@ -19,9 +19,11 @@ def files_in(folder: Path) -> Iterator[str]:
 
 
 def told(names: Iterable[str]) -> str:
-    """`no files`, `1 file: a.txt`, `5 files: a.txt, b.csv, c.md …`; beyond 10,000 they are not counted."""
+    """`no files`, `1 file: a.txt`, `5 files: a.txt, b.csv, c.md and 2 more`; beyond 10,000 they are not counted."""
     known = list(islice(names, _MOST_COUNTED + 1))
     if not known:
         return "no files"
-    count = f"{len(known)} file{'s' * (len(known) != 1)}" if len(known) <= _MOST_COUNTED else f"more than {_MOST_COUNTED:,} files"
-    return f"{count}: {', '.join(known[:_NAMED])}{' …' * (len(known) > _NAMED)}"
+    more = len(known) - _NAMED
+    others = "" if more <= 0 else f" and {more:,} more" if len(known) <= _MOST_COUNTED else " and more"
+    count = f"{len(known):,} file{'s' * (len(known) != 1)}" if len(known) <= _MOST_COUNTED else f"more than {_MOST_COUNTED:,} files"
+    return f"{count}: {', '.join(known[:_NAMED])}{others}"
