@@ -239,7 +239,9 @@ class Catalogue:
             names = self._by_name_word.get(meant) or self._by_group.get(meant) or self._called(meant)
             if names:
                 return names
-        raise UnknownName("structure or group", token, self._nearest(token), tip=TIP)
+        several = len(words := token.split()) > 1 and all(map(self.meanings, words))
+        tip = f"Commas stand between names: {','.join(words)}" if several else TIP
+        raise UnknownName("structure or group", token, () if several else self._nearest(token), tip=tip)
 
     def _called(self, word: str) -> tuple[str, ...]:
         """Names of the structures called so, by name or synonym; all sides where none is said.

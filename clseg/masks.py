@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from clseg.catalogue import Anatomy, Catalogue
+from clseg.catalogue import TIP, Anatomy, Catalogue
 from clseg.errors import InputError, NotHeld, UnknownName, UsageError
 from clseg.io.check import check
 from clseg.io.convert import to_volume
@@ -79,7 +79,8 @@ def _chosen(roi: str | Iterable[str], catalogue: Catalogue, called: Mapping[str,
         return catalogue.select(roi, among=called)
     except (NotHeld, UnknownName) as error:
         nearest = ", ".join(catalogue.nearest_among(error.name, called))
-        raise UsageError(f"There is no mask of '{error.name}' in '{masks}'; the nearest there are: {nearest}.", tip=tip) from error
+        told = f"There is no mask of '{error.name}' in '{masks}'; the nearest there are: {nearest}."
+        raise UsageError(told, tip=tip if error.tip == TIP else error.tip) from error
     except UsageError as error:
         raise UsageError(error.message, tip=tip) from error
 

@@ -113,7 +113,7 @@ def test_radiomics_have_a_table(ct, masks, tmp_path):
         (["ct.nii.gz", "nowhere"], "There is no file or folder"),
         (["ct.nii.gz", "masks", "--stats-format", "excel"], "expected clseg or totalsegmentator"),
         (["ct.nii.gz", "masks", "--roi", "aorta"], "There is no mask of 'aorta' in "),
-        (["ct.nii.gz", "masks", "-o", "ct.nii.gz/out"], "file of that name is in its place"),
+        (["ct.nii.gz", "masks", "-o", "ct.nii.gz/out"], "'ct.nii.gz' is a file"),
         (["ct.nii.gz", "masks", "-o", "out.csv"], "Statistics are several files, given out.csv, expected a folder."),
         (["--no-ct", "masks", "--series", "3"], "--series chooses the CT, but with --no-ct there is none."),
     ],

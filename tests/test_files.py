@@ -7,6 +7,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -409,11 +410,14 @@ def test_folder_is_made_with_its_parents(tmp_path):
     assert os.listdir(check_writable(str(folder), 1)) == ["x"]
 
 
+IN_ITS_PLACE = {"": "a file of that name is in its place", "deeper": "'{}' is a file", "deeper/still": "'{}' is a file"}
+
+
 @pytest.mark.parametrize("inner", ["", "deeper"])
 def test_file_in_place_of_the_folder(tmp_path, inner):
-    """A file under the folder's name is a UsageError and stays."""
+    """A file under the folder's name, or that of one above it, is a UsageError that names it, and stays."""
     (tmp_path / "out").write_bytes(b"mine")
-    with pytest.raises(UsageError, match="a file of that name"):
+    with pytest.raises(UsageError, match=re.escape(IN_ITS_PLACE[inner].format(tmp_path / "out"))):
         prepare_folder(tmp_path / "out" / inner)
     assert (tmp_path / "out").read_bytes() == b"mine"
 
@@ -431,8 +435,15 @@ def test_looking_whether_one_may_write_makes_nothing(tmp_path, inner):
 def test_looking_below_a_file_is_a_mistake_of_the_call(tmp_path, inner):
     """A file where the folder, or one above it, should be."""
     (tmp_path / "out").write_bytes(b"mine")
-    with pytest.raises(UsageError, match="a file of that name"):
+    with pytest.raises(UsageError, match=re.escape(IN_ITS_PLACE[inner].format(tmp_path / "out"))):
         check_writable(tmp_path / "out" / inner)
+
+
+def test_a_link_to_nothing_in_place_of_the_folder(tmp_path):
+    """It is a name that is taken, too."""
+    (tmp_path / "out").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UsageError, match="a file of that name is in its place"):
+        prepare_folder(tmp_path / "out")
 
 
 def test_looking_where_one_may_not_write(locked):

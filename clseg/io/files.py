@@ -314,7 +314,9 @@ def _to_disk(stream: IO[Any]) -> None:
 
 
 def _in_its_place(folder: Path) -> UsageError:
-    return UsageError(f"The output folder '{folder}' cannot be made: a file of that name is in its place.")
+    file = next((place for place in (folder, *folder.parents) if os.path.lexists(place) and not place.is_dir()), folder)
+    where = "a file of that name is in its place" if file == folder else f"'{file}' is a file"
+    return UsageError(f"The output folder '{folder}' cannot be made: {where}.", tip="Choose another output.")
 
 
 def _cannot_write(path: AnyPath, error: OSError) -> OutputError:
