@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -14,6 +15,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import typer
 from typer.testing import CliRunner
 
 import clseg
@@ -333,6 +335,25 @@ def refused(code: int, *words: object) -> str:
     result = call(*words)
     assert (result.exit_code, result.stdout) == (code, "")
     return error_of(result)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied", "/closed/out"), "error: '/closed/out' cannot be used: permission denied."),
+        (OSError(errno.EIO, "Input/output error", "/broken/ct.nii.gz"), "error: '/broken/ct.nii.gz' cannot be used: input/output error."),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "/own"), "error: Something went wrong that should not: FileNotFoundError"),
+        (PermissionError("nobody knows of what"), "error: Something went wrong that should not: PermissionError"),
+    ],
+)
+def test_what_the_system_refuses_is_no_fault_of_ours(capsys, error, said):
+    """Rights and broken disks are told by the file; what is lost, or nameless, is a fault to be reported.  Exit code 1."""
+    from clseg.cli.console import Terminal, exit_codes
+
+    with pytest.raises(typer.Exit) as caught, exit_codes(Terminal()):
+        raise error
+    assert caught.value.exit_code == 1
+    assert capsys.readouterr().err.startswith(said)
 
 
 @pytest.mark.usefixtures("tiny", "never_loads")

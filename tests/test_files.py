@@ -410,6 +410,14 @@ def test_folder_is_made_with_its_parents(tmp_path):
     assert os.listdir(check_writable(str(folder), 1)) == ["x"]
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
+def test_a_pipe_is_no_file(tmp_path):
+    """It is refused by name instead of waited for."""
+    os.mkfifo(tmp_path / "ct.nii.gz")
+    with pytest.raises(UsageError, match="is a pipe, expected a file or folder"):
+        read(tmp_path / "ct.nii.gz")
+
+
 IN_ITS_PLACE = {"": "a file of that name is in its place", "deeper": "'{}' is a file", "deeper/still": "'{}' is a file"}
 
 

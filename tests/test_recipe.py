@@ -161,6 +161,18 @@ def test_a_folder_is_no_recipe(tmp_path: Path) -> None:
         read_recipe(tmp_path)
 
 
+def test_a_recipe_that_may_not_be_read_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reason in words, without Python's numbers."""
+
+    def refuse(*_: object, **__: object) -> str:
+        raise PermissionError(13, "Permission denied", str(tmp_path / "r.toml"))
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(RecipeError) as caught:
+        read_recipe(tmp_path / "r.toml")
+    assert caught.value.message == f"Cannot read the recipe {tmp_path / 'r.toml'}: Permission denied."
+
+
 @pytest.mark.parametrize("path", ["name", "decoder", "decoder.2.name", "decoder.0.labels", "dataset.0.name"])
 def test_a_missing_key_is_named(path: str) -> None:
     """What has no default must be there."""

@@ -33,7 +33,7 @@ def read_recipe(path: Path, kind: type[Kind] = Recipe) -> Kind:  # type: ignore[
     except IsADirectoryError as error:
         raise RecipeError(f"{path} is a folder, expected a recipe: a TOML file.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise RecipeError(f"Cannot read the recipe {path}: {error}.") from error
+        raise RecipeError(f"Cannot read the recipe {path}: {getattr(error, 'strerror', None) or error}.") from error
     return from_dict(data, Path(path).resolve().parent, kind)
 
 
