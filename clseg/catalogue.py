@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from colorsys import hls_to_rgb
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -20,7 +20,7 @@ from functools import cache, cached_property
 from hashlib import sha256
 from importlib.resources import files
 
-from clseg.errors import UnknownName, UsageError
+from clseg.errors import NotHeld, UnknownName, UsageError
 
 Colour = tuple[int, int, int]
 
@@ -210,8 +210,8 @@ class Catalogue:
         it does not hold gives the held structures inside it (`lung_left` its
         lobes; not `body`, whose parts do not add up to it).
 
-        Raises UnknownName for a token that nobody knows, UsageError when the
-        model holds nothing of what a token means or when nothing is asked for.
+        Raises UnknownName for a token that nobody knows, NotHeld when the model holds
+        nothing of what a token means, UsageError when nothing is asked for.
         """
         tokens = _tokens(roi)
         if not tokens:
@@ -219,6 +219,14 @@ class Catalogue:
         held = None if among is None else frozenset(self[name].name for name in among)
         chosen = {name for token in tokens for name in self._held(token, self._meaning(token), held)}
         return tuple(anatomy for anatomy in self if anatomy.name in chosen)
+
+    def nearest_among(self, token: str, among: Iterable[str]) -> tuple[str, ...]:
+        """Up to three of `among` that may be meant by a token or stand nearest to what it means."""
+        try:
+            meant = self._meaning(token)
+        except UnknownName:
+            meant = ()
+        return self._nearest_held(token, meant, frozenset(among))
 
     def _meaning(self, token: str) -> tuple[str, ...]:
         """Names of the structures that a token stands for, whatever a model holds."""
@@ -231,7 +239,9 @@ class Catalogue:
             names = self._by_name_word.get(meant) or self._by_group.get(meant) or self._called(meant)
             if names:
                 return names
-        raise UnknownName("structure or group", token, self._nearest(token), tip=TIP)
+        several = len(words := token.split()) > 1 and all(map(self.meanings, words))
+        tip = f"Commas stand between names: {','.join(words)}" if several else TIP
+        raise UnknownName("structure or group", token, () if several else self._nearest(token), tip=tip)
 
     def _called(self, word: str) -> tuple[str, ...]:
         """Names of the structures called so, by name or synonym; all sides where none is said.
@@ -249,7 +259,7 @@ class Catalogue:
             return names
         found = [part for name in names for part in self._held_parts(name, held)]
         if not found:
-            raise self._not_held(token, names, held)
+            raise NotHeld(token, self._nearest_held(token, names, held), tip=TIP)
         return tuple(found)
 
     def _held_parts(self, name: str, held: frozenset[str]) -> tuple[str, ...]:
@@ -259,16 +269,14 @@ class Catalogue:
             return ()
         return tuple(part for part in self.descendants(name) if part in held)
 
-    def _not_held(self, token: str, names: tuple[str, ...], held: frozenset[str]) -> UsageError:
-        """The error that names up to three held structures: relatives, alike in name, of the same group, others."""
+    def _nearest_held(self, token: str, names: Sequence[str], held: frozenset[str]) -> tuple[str, ...]:
+        """Up to three held structures: relatives of `names`, alike to the token, of the same group, others."""
         holds = [anatomy for anatomy in self if anatomy.name in held]
         relatives = [kin for name in names for kin in (self[name].partner, *self.ancestors(name)[:-1]) if kin in held]
         alike = get_close_matches(_word(token), [anatomy.name for anatomy in holds], n=3, cutoff=0.6)
         wanted = {group for name in names for group in self[name].groups}
         others = sorted(holds, key=lambda anatomy: wanted.isdisjoint(anatomy.groups))
-        nearest = list(dict.fromkeys([*relatives, *alike, *(anatomy.name for anatomy in others)]))[:3]
-        instead = f"the nearest it holds: {', '.join(nearest)}" if nearest else "it holds none at all"
-        return UsageError(f"The model does not hold '{token}'; {instead}.", tip=TIP)
+        return tuple(dict.fromkeys([*relatives, *alike, *(anatomy.name for anatomy in others)]))[:3]
 
     def _nearest(self, token: str) -> tuple[str, ...]:
         """Up to three words that may have been meant, each for something else."""

@@ -2,7 +2,8 @@
 
     ClsegError                    exit code 1: something failed
     ├── UsageError                exit code 2: the words of the call are wrong
-    │   └── UnknownName           a structure, group, model or decoder nobody knows
+    │   ├── UnknownName           a structure, group, model or decoder nobody knows
+    │   └── NotHeld               a structure or group that is known, but not there
     ├── InputError                the scan or label map cannot be used
     ├── OutputError               the result cannot be written (place, rights, disk)
     ├── WeightsError              weights are missing, damaged or do not fit together
@@ -41,6 +42,16 @@ class UnknownName(UsageError):
     def __init__(self, kind: str, name: str, nearest: tuple[str, ...] = (), *, tip: str | None = None) -> None:
         meant = f"; did you mean {' or '.join(nearest)}?" if nearest else "."
         super().__init__(f"Unknown {kind} '{name}'{meant}", tip=tip)
+        self.name = name
+        self.nearest = nearest
+
+
+class NotHeld(UsageError):
+    """A structure or group that a model does not hold; `nearest` holds what may be asked for instead."""
+
+    def __init__(self, name: str, nearest: tuple[str, ...] = (), *, tip: str | None = None) -> None:
+        instead = f"the nearest it holds: {', '.join(nearest)}" if nearest else "it holds none at all"
+        super().__init__(f"The model does not hold '{name}'; {instead}.", tip=tip)
         self.name = name
         self.nearest = nearest
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from numbers import Real
 from pathlib import Path
 
 from clseg.errors import UsageError
@@ -14,17 +15,23 @@ _BINARY = {f"{letter}IB": 1024**power for power, letter in enumerate("KMGT", 1)}
 _AMOUNT = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*([KMGT]?(?:I?B)?)", re.IGNORECASE)
 
 
-def bytes_of(text: str) -> int:
-    """`4G`, `4GiB`, `4096M` or `4294967296` → bytes; GB and MB are decimal, as on the boxes of disks.
+def bytes_of(amount: str | float) -> int:
+    """`4G`, `4GiB`, `4096M`, `4294967296` or the number itself → bytes; GB and MB are decimal, as on the boxes of disks.
 
     UsageError for anything else, and for nothing.
     """
-    found = _AMOUNT.fullmatch(text.strip())
-    unit = found[2].upper() if found else ""
-    amount = float(found[1]) * (_UNITS | _DECIMAL | _BINARY | {"B": 1}).get(unit, 0) if found else 0
-    if not 1 <= amount < 2**60:
-        raise UsageError(f"'{text}' is no amount of memory, expected for example 4G, 4GiB, 4096M or a number of bytes.")
-    return int(amount)
+    count = _counted(amount)
+    if not 1 <= count < 2**60:  # NaN too
+        raise UsageError(f"{str(amount)!r} is no amount of memory, expected for example 4G, 4GiB, 4096M or a number of bytes.")
+    return int(count)
+
+
+def _counted(amount: object) -> float:
+    """Bytes; 0 for what is no amount."""
+    if isinstance(amount, Real) and not isinstance(amount, bool):
+        return amount  # type: ignore[return-value]
+    found = _AMOUNT.fullmatch(amount.strip()) if isinstance(amount, str) else None
+    return float(found[1]) * (_UNITS | _DECIMAL | _BINARY | {"B": 1}).get(found[2].upper(), 0) if found else 0
 
 
 def in_words(count: float) -> str:

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from clseg.catalogue import Anatomy, Catalogue
-from clseg.errors import InputError
+from clseg.catalogue import TIP, Anatomy, Catalogue
+from clseg.errors import InputError, NotHeld, UnknownName, UsageError
 from clseg.io.check import check
 from clseg.io.convert import to_volume
 from clseg.io.files import read
@@ -30,6 +30,7 @@ from clseg.volume import Volume
 AnyPath = str | os.PathLike[str]
 
 SAME_GRID_MM = 0.1  # as `clseg evaluate`: more than rounding in headers, less than any voxel
+MOST_NAMED = 12  # masks in a tip
 
 
 def read_segmentation(
@@ -55,7 +56,7 @@ def read_segmentation(
     found = find_masks(masks, labels=labels, leave_out=ct if from_file else None)
     called = structures_of(found)
     catalogue = Catalogue.builtin().with_structures(called)
-    wanted = catalogue.select(roi, among=called)
+    wanted = _chosen(roi, catalogue, called, masks)
     scan = None if ct is None else _scan(ct, series, report)
     chosen = {a.name: called[a.name] for a in wanted}
     volumes = _Grid(scan, found)
@@ -67,6 +68,21 @@ def read_segmentation(
     if grid is None:
         raise InputError(f"'{masks}' holds no mask of what was asked for, and without a CT nothing says what the grid is.")
     return Segmentation(without_values(grid) if scan is None else scan, tuple(layers), wanted, unreachable)
+
+
+def _chosen(roi: str | Iterable[str], catalogue: Catalogue, called: Mapping[str, str], masks: AnyPath) -> tuple[Anatomy, ...]:
+    """The structures that `roi` asks for; UsageError with the masks that are there for what is not among them."""
+    names = [anatomy.name for anatomy in catalogue if anatomy.name in called]
+    more = f" … ({len(names)} in all)" if len(names) > MOST_NAMED else ""
+    tip = f"The masks there are: {', '.join(names[:MOST_NAMED])}{more}."
+    try:
+        return catalogue.select(roi, among=called)
+    except (NotHeld, UnknownName) as error:
+        nearest = ", ".join(catalogue.nearest_among(error.name, called))
+        told = f"There is no mask of '{error.name}' in '{masks}'; the nearest there are: {nearest}."
+        raise UsageError(told, tip=tip if error.tip == TIP else error.tip) from error
+    except UsageError as error:
+        raise UsageError(error.message, tip=tip) from error
 
 
 class _Grid:

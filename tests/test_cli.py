@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -14,6 +15,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import typer
 from typer.testing import CliRunner
 
 import clseg
@@ -335,6 +337,25 @@ def refused(code: int, *words: object) -> str:
     return error_of(result)
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied", "/closed/out"), "error: '/closed/out' cannot be used: permission denied."),
+        (OSError(errno.EIO, "Input/output error", "/broken/ct.nii.gz"), "error: '/broken/ct.nii.gz' cannot be used: input/output error."),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "/own"), "error: Something went wrong that should not: FileNotFoundError"),
+        (PermissionError("nobody knows of what"), "error: Something went wrong that should not: PermissionError"),
+    ],
+)
+def test_what_the_system_refuses_is_no_fault_of_ours(capsys, error, said):
+    """Rights and broken disks are told by the file; what is lost, or nameless, is a fault to be reported.  Exit code 1."""
+    from clseg.cli.console import Terminal, exit_codes
+
+    with pytest.raises(typer.Exit) as caught, exit_codes(Terminal()):
+        raise error
+    assert caught.value.exit_code == 1
+    assert capsys.readouterr().err.startswith(said)
+
+
 @pytest.mark.usefixtures("tiny", "never_loads")
 class TestRefusals:
     """Every wrong call ends with one sentence, the right exit code and no result."""
@@ -414,7 +435,33 @@ class TestRefusals:
     def test_an_output_below_a_file(self, ct, tmp_path):
         """A file stands where the folder should be."""
         (tmp_path / "file").write_text("x")
-        assert "a file of that name is in its place" in refused(2, "-i", ct, "-o", tmp_path / "file" / "out", "-m", "tiny")
+        assert f"'{tmp_path / 'file'}' is a file" in refused(2, "-i", ct, "-o", tmp_path / "file" / "out", "-m", "tiny")
+
+    def test_a_name_that_is_too_long(self, ct, tmp_path):
+        """What the system will not have is no fault of ours: a sentence, not a call to report it."""
+        assert re.search("(?i)file name too long", refused(1, "-i", ct, "-o", tmp_path / ("n" * 300), "-m", "tiny"))
+
+    def test_blanks_between_names(self, ct, tmp_path):
+        """`liver spleen` is answered with the commas that are missing."""
+        said = call("-i", ct, "-o", tmp_path / "out", "-m", "tiny", "--roi", "liver spleen")
+        assert said.exit_code == 2
+        assert "Commas stand between names: liver,spleen" in said.stderr
+
+    @pytest.mark.parametrize(
+        ("words", "meant"),
+        [
+            (["ct.nii.gz", "out"], "A scan is given with -i"),
+            (["-i", "a.nii.gz", "b.nii.gz", "-o", "out"], "-i takes one path"),
+            (["-i", "a.nii.gz", "-o", "out", "-r", "liver,", "spleen"], "--roi liver,spleen"),
+            (["-i", "a.nii.gz", "-o", "out", "-r", "liver", "stat"], "No such command 'stat'"),
+            (["nonsense"], "No such command 'nonsense'"),
+        ],
+    )
+    def test_a_word_that_is_no_command(self, words, meant):
+        """A scan without -i, a second one, a blank in a list of structures: the sentence says how it is written."""
+        said = call(*words)
+        assert said.exit_code == 2
+        assert meant in " ".join(re.sub("[│╭╮╰╯─]", " ", said.stderr).split())
 
     def test_the_input_as_output(self, ct, tmp_path):
         """The scan is never replaced by its own segmentation, by whatever name it is called."""

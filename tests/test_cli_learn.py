@@ -189,6 +189,20 @@ def test_what_is_not_there_is_one_sentence(words: list[str], code: int, sentence
     assert sentence in error_of(result)
 
 
+@pytest.mark.parametrize("command", ["learn", "update", "prune"])
+def test_a_split_that_no_case_has_is_told_first(workplace: Path, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exit code 2 and the splits there are, before weights or scans are read; no folder is made."""
+    monkeypatch.setattr("clseg.training.base.load", lambda file: pytest.fail("weights were read"))
+    monkeypatch.setattr("clseg.training.inspect.contents", lambda *_: pytest.fail("a case was read"))
+    keys = {"learn": (MODEL, BODY, LADDER), "update": (UPDATE,), "prune": ("", LADDER)}[command]
+    recipe = written(workplace, GROW.replace('split = "train"', 'split = "vall"'), *keys)
+    words = ["prune", "tiny", "lungs", "--recipe"] if command == "prune" else [command]
+    result = call(*words, recipe, "--run", run(workplace))
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert error_of(result) == "No case is in [validation] split 'vall'; the splits there are: train (2 cases), val (1 case)."
+    assert not run(workplace).exists()
+
+
 def test_an_unknown_decoder_is_one_sentence(workplace: Path) -> None:
     """Of `prune` and of `update`, with what there is."""
     pruned = call("prune", "tiny", "heart", "--recipe", written(workplace, GROW, "", LADDER), "--run", run(workplace))

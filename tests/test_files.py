@@ -7,6 +7,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -158,10 +159,11 @@ def test_four_dimensional_nrrd(tmp_path):
 
 
 def test_folder_without_a_series_is_refused(tmp_path):
-    """A folder with no DICOM in it is an InputError."""
+    """A folder with no DICOM in it is an InputError that says what it holds; a NIfTI file is to be given itself."""
     (tmp_path / "notes.txt").write_text("nothing")
-    with pytest.raises(InputError, match="no DICOM series"):
+    with pytest.raises(InputError, match=r"holds no DICOM series; it holds 1 file: notes\.txt\.") as caught:
         read(tmp_path)
+    assert "of NIfTI, NRRD and MetaImage the file itself" in caught.value.tip
 
 
 def test_dicom_series_lies_where_its_labels_lie():
@@ -408,11 +410,22 @@ def test_folder_is_made_with_its_parents(tmp_path):
     assert os.listdir(check_writable(str(folder), 1)) == ["x"]
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
+def test_a_pipe_is_no_file(tmp_path):
+    """It is refused by name instead of waited for."""
+    os.mkfifo(tmp_path / "ct.nii.gz")
+    with pytest.raises(UsageError, match="is a pipe, expected a file or folder"):
+        read(tmp_path / "ct.nii.gz")
+
+
+IN_ITS_PLACE = {"": "a file of that name is in its place", "deeper": "'{}' is a file", "deeper/still": "'{}' is a file"}
+
+
 @pytest.mark.parametrize("inner", ["", "deeper"])
 def test_file_in_place_of_the_folder(tmp_path, inner):
-    """A file under the folder's name is a UsageError and stays."""
+    """A file under the folder's name, or that of one above it, is a UsageError that names it, and stays."""
     (tmp_path / "out").write_bytes(b"mine")
-    with pytest.raises(UsageError, match="a file of that name"):
+    with pytest.raises(UsageError, match=re.escape(IN_ITS_PLACE[inner].format(tmp_path / "out"))):
         prepare_folder(tmp_path / "out" / inner)
     assert (tmp_path / "out").read_bytes() == b"mine"
 
@@ -430,8 +443,15 @@ def test_looking_whether_one_may_write_makes_nothing(tmp_path, inner):
 def test_looking_below_a_file_is_a_mistake_of_the_call(tmp_path, inner):
     """A file where the folder, or one above it, should be."""
     (tmp_path / "out").write_bytes(b"mine")
-    with pytest.raises(UsageError, match="a file of that name"):
+    with pytest.raises(UsageError, match=re.escape(IN_ITS_PLACE[inner].format(tmp_path / "out"))):
         check_writable(tmp_path / "out" / inner)
+
+
+def test_a_link_to_nothing_in_place_of_the_folder(tmp_path):
+    """It is a name that is taken, too."""
+    (tmp_path / "out").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UsageError, match="a file of that name is in its place"):
+        prepare_folder(tmp_path / "out")
 
 
 def test_looking_where_one_may_not_write(locked):

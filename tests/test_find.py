@@ -5,13 +5,15 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from clseg.batch.find import cases_of, is_scan
+from clseg.batch.case import SCAN_ENDINGS
+from clseg.batch.find import LOOKED_FOR, cases_of, is_scan
 from clseg.errors import InputError, UsageError
 from clseg.volume import Volume
 from tests.dicom_files import marked, write_series
@@ -146,13 +148,38 @@ def test_links_are_followed_but_not_in_circles(scans, tmp_path):
     assert found(scans) == {"linked": "linked/ct.nii"}
 
 
-def test_an_empty_folder_and_a_file_are_single_scans(scans):
-    """What reading says about them is said as ever; so for what is not there."""
+def test_a_file_is_a_single_scan(scans):
+    """What reading says about it is said as ever; so for what is not there."""
     touch(scans, "one/x.nii")
     assert found(scans / "one" / "x.nii") is None
-    touch(scans, "empty/notes.txt")
-    assert found(scans / "empty") is None
     assert found(scans / "nothing") is None
+
+
+@pytest.mark.parametrize(
+    ("files", "there"),
+    [
+        ((), "no files"),
+        ((".hidden",), "no files"),
+        (("a.txt",), "1 file: a.txt"),
+        (("sub/z.bin", "b.csv", "a.txt"), "3 files: a.txt, b.csv, sub/z.bin"),
+        (("a.txt", "b.csv", "c.md", "d.png", "e"), "5 files: a.txt, b.csv, c.md and 2 more"),
+        (("run.json", "liver.nii.gz"), "2 files: liver.nii.gz, run.json"),
+    ],
+)
+def test_a_folder_without_scans_is_refused_with_what_it_holds(scans, files, there):
+    """The sentence says what was looked for and what was found, results of our own included; the tip says that these do not count."""
+    touch(scans, *files)
+    if "run.json" in files:
+        (scans / "run.json").write_text(json.dumps({"versions": {"clseg": "1"}, "files": ["run.json", "liver.nii.gz"]}))
+    with pytest.raises(InputError) as caught:
+        found(scans)
+    assert caught.value.message == f"There is no scan in '{scans}': looked for {LOOKED_FOR}, found {there}."
+    assert "results of clseg are never taken for scans" in caught.value.tip
+
+
+def test_what_is_said_to_be_looked_for_is_what_is_found():
+    """The endings in the sentence are those by which scan files are told."""
+    assert set(re.findall(r"\.[a-z]+(?:\.gz)?", LOOKED_FOR)) == set(SCAN_ENDINGS)
 
 
 # ---- patterns ---------------------------------------------------------------------------------------------------------

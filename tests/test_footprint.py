@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from clseg.errors import UsageError
@@ -24,12 +26,19 @@ def test_amounts_are_read(text, expected):
     assert bytes_of(text) == expected
 
 
-@pytest.mark.parametrize("text", ["", "G", "4X", "-1G", "0", "0.0G", "4 G B", "1e9", "four", "99999999T", "4Gi", "nan"])
+@pytest.mark.parametrize("amount", [2**32, np.int64(2**32), 4.294967296e9])
+def test_a_number_is_bytes(amount):
+    """Of whatever kind; the result is an int, as JSON wants it."""
+    assert bytes_of(amount) == 2**32
+    assert type(bytes_of(amount)) is int
+
+
+@pytest.mark.parametrize("text", ["", "G", "4X", "-1G", "0", "0.0G", "4 G B", "1e9", "four", "99999999T", "4Gi", "nan", 0, -5, 0.5, 2**60, math.nan, math.inf, True, None, ["4G"], b"4G", 4j])
 def test_what_is_no_amount_is_refused(text):
     """With what was given, and how it is written."""
     with pytest.raises(UsageError, match="no amount of memory, expected for example 4G") as caught:
         bytes_of(text)
-    assert repr(text) in caught.value.message
+    assert repr(str(text)) in caught.value.message
 
 
 @pytest.mark.parametrize(("count", "expected"), [(1, "1 MiB"), (2**20, "1 MiB"), (2**20 + 1, "2 MiB"), (2**30, "1.0 GiB"), (2**30 + 1, "1.1 GiB"), (int(1.3 * 2**30), "1.3 GiB")])

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from clseg.catalogue import Catalogue
 from clseg.inference.evidence import united
+from clseg.inference.extent import Reach
 from clseg.inference.hearing import bonds
-from clseg.inference.merge import Canvas
+from clseg.inference.merge import Canvas, Question
 from clseg.inference.predictor import Slab
 from tests.test_merge import CATALOGUE, DECODERS, WANTED, everything, random_canvas, random_probabilities
 
@@ -53,7 +54,7 @@ def test_the_chunks_below_are_allowed():
 def test_chunks_give_the_canvas_of_all_at_once(seed, cuts, chunks):
     """Kept, packed and merged later: labels, scores and what is faint are the same, lesions, rivals and extents included."""
     probabilities, shape = random_probabilities(seed), (5, 4, 12)
-    onto = Canvas(shape, tuple(CATALOGUE[name] for name in WANTED), CATALOGUE, (5.0, 10.0, 5.0), {"abdomen": (0, 9)}, frozenset({"again"}))
+    onto = Canvas(Question(shape, tuple(CATALOGUE[name] for name in WANTED), CATALOGUE, (5.0, 10.0, 5.0), Reach({"abdomen": (0, 9)}), frozenset({"again"})))
     heard = []
     for chunk in chunks:
         hearing, sheets = onto.hearing(), []
@@ -67,7 +68,7 @@ def test_chunks_give_the_canvas_of_all_at_once(seed, cuts, chunks):
 
 def test_a_decoder_that_claims_nothing_keeps_nothing():
     """Background everywhere: no voxel, no bit."""
-    onto = Canvas((4, 4, 4), (CATALOGUE["liver"],), CATALOGUE)
+    onto = Canvas(Question((4, 4, 4), (CATALOGUE["liver"],), CATALOGUE))
     silent = torch.cat([torch.ones(1, 4, 4, 4), torch.zeros(1, 4, 4, 4)])
     (sheet,) = onto.hearing().hear(Slab(0, {"abdomen": silent}), {"abdomen": ("liver",)})
     assert sheet.packed().claims["abdomen"].nbytes == 0

@@ -249,13 +249,30 @@ def test_a_damaged_table_is_refused(tmp_path, content):
         find_masks(tmp_path / "seg.nii.gz", labels=tmp_path / "n.json")
 
 
-@pytest.mark.parametrize("content", ["", "name\nliver\n", "id,name\nfive,liver\n"])
-def test_a_damaged_csv_is_refused(tmp_path, content):
-    """Empty, without ids, with a word for an id."""
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("", "it is empty"),
+        ("name\nliver\n", "its first line is name"),
+        ("id,name\nfive,liver\n", "'five'"),
+        ("id,name\n5,liver\n1\n", "a line has too few cells"),
+    ],
+)
+def test_a_damaged_csv_is_refused(tmp_path, content, reason):
+    """Empty, without ids, with a word for an id, with a name that is missing."""
     write(tmp_path / "seg.nii.gz", two())
     (tmp_path / "n.csv").write_text(content)
-    with pytest.raises(InputError, match="not a table of ids and names"):
+    with pytest.raises(InputError, match=f"not a table of ids and names: .*{reason}"):
         find_masks(tmp_path / "seg.nii.gz", labels=tmp_path / "n.csv")
+
+
+def test_a_ct_is_no_label_map(tmp_path):
+    """Who gives the masks first and the CT behind them is told the order."""
+    write_volume(tmp_path / "ct.nii.gz", Volume(two().astype(np.int16) - 1000, grid().affine))
+    (tmp_path / "n.json").write_text('{"liver": 5}')
+    with pytest.raises(InputError, match="holds values from -1000 to -995") as caught:
+        find_masks(tmp_path / "ct.nii.gz", labels=tmp_path / "n.json")
+    assert "clseg stats ct.nii.gz masks/" in caught.value.tip
 
 
 def test_two_ids_of_one_name_are_refused(tmp_path):

@@ -108,8 +108,36 @@ def test_roi_chooses_and_reads_nothing_else(tmp_path):
     folder = write(tmp_path, liver=LIVER)
     (folder / "spleen.nii.gz").write_bytes(b"no mask")
     assert voxels(read_segmentation(folder, scan(), roi="liver")) == {"liver": 8}
-    with pytest.raises(UsageError, match="does not hold 'aorta'"):
+    with pytest.raises(UsageError, match="There is no mask of 'aorta' in "):
         read_segmentation(folder, scan(), roi="aorta")
+
+
+@pytest.mark.parametrize(
+    ("roi", "said"),
+    [
+        ("spleen", "There is no mask of 'spleen' in '{}'; the nearest there are: kidney_right, liver, spot."),
+        ("kidney_left", "There is no mask of 'kidney_left' in '{}'; the nearest there are: kidney_right, liver, spot."),
+        ("livr", "There is no mask of 'livr' in '{}'; the nearest there are: liver, "),
+        ("Sport", "There is no mask of 'Sport' in '{}'; the nearest there are: spot, "),
+        ("", "No structure was asked for; expected at least one structure or group."),
+    ],
+)
+def test_who_asks_for_another_mask_is_told_which_there_are(tmp_path, roi, said):
+    """Known or not: the nearest masks in the sentence, all of them in the tip, by the names that --roi knows; no word of models."""
+    folder = write(tmp_path / "masks", Hepar=LIVER, kidney_right=SPLEEN, spot=LIVER)
+    with pytest.raises(UsageError) as caught:
+        read_segmentation(folder, scan(), roi=roi)
+    assert said.format(folder) in caught.value.message
+    assert sorted(caught.value.tip.removeprefix("The masks there are: ").rstrip(".").split(", ")) == ["kidney_right", "liver", "spot"]
+
+
+def test_of_many_masks_the_tip_names_a_dozen(tmp_path):
+    """Thirteen are twelve names and how many there are in all."""
+    folder = write(tmp_path, **{f"own_{letter}": LIVER for letter in "abcdefghijklm"})
+    with pytest.raises(UsageError) as caught:
+        read_segmentation(folder, scan(), roi="liver")
+    assert caught.value.tip.count("own_") == 12
+    assert caught.value.tip.endswith(" … (13 in all).")
 
 
 @pytest.mark.parametrize("code", ["RAS", "LPS", "SAR", "PIL"])

@@ -383,7 +383,7 @@ def test_a_copy_that_does_not_fit_is_not_made_for_imported_networks(monkeypatch)
 
 @pytest.mark.parametrize("amount", [0, -5])
 def test_no_memory_at_all_is_no_amount(amount):
-    with pytest.raises(UsageError, match="expected 1 or more"):
+    with pytest.raises(UsageError, match="is no amount of memory"):
         segment("/nowhere", max_memory=amount)
 
 

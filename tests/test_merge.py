@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clseg.catalogue import Catalogue
-from clseg.inference.merge import FULL, HALF, NEAR_MM, Canvas, Layer
+from clseg.inference.extent import Reach
+from clseg.inference.merge import FULL, HALF, NEAR_MM, Canvas, Layer, Question
 from clseg.inference.predictor import Slab
 
 CATALOGUE = Catalogue.builtin()
@@ -19,7 +20,7 @@ ID = {anatomy.name: anatomy.id for anatomy in CATALOGUE}
 
 
 def canvas(*names: str, shape=(1, 1, 1), **known) -> Canvas:
-    return Canvas(shape, tuple(CATALOGUE[name] for name in names), CATALOGUE, **known)
+    return Canvas(Question(shape, tuple(CATALOGUE[name] for name in names), CATALOGUE, **known))
 
 
 def paint(onto: Canvas, said: dict[str, dict[str, list[float]]], start: int = 0) -> Canvas:
@@ -262,7 +263,7 @@ def test_where_all_decoders_know_the_same_the_surer_speaks(pathological):
 def test_outside_its_extent_a_decoder_does_not_speak_for_the_organ(order):
     """`near` is certain background above slice 1, because it did not run there: the other decoder's liver stands."""
     said = {"near": {"liver": [0.97, 0.0]}, "far": {"liver": [0.9, 0.9]}}
-    onto = paint(canvas("liver", shape=(1, 1, 2), extents={"near": (0, 1), "far": (0, 2)}), {name: said[name] for name in order})
+    onto = paint(canvas("liver", shape=(1, 1, 2), reach=Reach({"near": (0, 1), "far": (0, 2)})), {name: said[name] for name in order})
     assert (found(onto, 0), found(onto, 1)) == ({"liver"}, {"liver"})
     assert onto.layers[1].score.ravel().tolist() == [round(0.97 * FULL), round(0.9 * FULL)]
 
@@ -270,13 +271,13 @@ def test_outside_its_extent_a_decoder_does_not_speak_for_the_organ(order):
 def test_inside_its_extent_certainty_counts():
     """The same answer of a decoder that did run there is an answer: no liver in slice 1."""
     said = {"near": {"liver": [0.97, 0.0]}, "far": {"liver": [0.9, 0.9]}}
-    onto = paint(canvas("liver", shape=(1, 1, 2), extents={"near": (0, 2), "far": (0, 2)}), said)
+    onto = paint(canvas("liver", shape=(1, 1, 2), reach=Reach({"near": (0, 2), "far": (0, 2)})), said)
     assert (found(onto, 0), found(onto, 1)) == ({"liver"}, set())
 
 
 def test_beyond_the_extent_of_a_label_another_decoder_speaks_for_it():
     """Decoder a is the surer, but may not speak of the liver below slice 1: there b does."""
-    onto = canvas("liver", shape=(1, 1, 2), label_extents={"a": {"liver": (1, 2)}})
+    onto = canvas("liver", shape=(1, 1, 2), reach=Reach({}, {"a": {"liver": (1, 2)}}))
     paint(onto, {"a": {"liver": [0.0, 0.0]}, "b": {"liver": [0.8, 0.8]}})
     assert [found(onto, z) for z in (0, 1)] == [{"liver"}, set()]
 
@@ -307,7 +308,7 @@ def random_probabilities(seed: int, shape=(5, 4, 12)) -> dict[str, torch.Tensor]
 def random_canvas(seed: int, edges: tuple[int, ...], decoders=tuple(DECODERS), wanted=WANTED) -> Canvas:
     """Random probabilities painted in slabs between `edges`; `again` knows sick livers."""
     probabilities = random_probabilities(seed)
-    onto = canvas(*wanted, shape=(5, 4, 12), spacing=(5.0, 10.0, 5.0), pathological=frozenset({"again"}), extents={"abdomen": (0, 9)})
+    onto = canvas(*wanted, shape=(5, 4, 12), spacing=(5.0, 10.0, 5.0), pathological=frozenset({"again"}), reach=Reach({"abdomen": (0, 9)}))
     for low, high in pairwise(edges):
         onto.paint(Slab(low, {name: probabilities[name][..., low:high] for name in decoders}), DECODERS)
     onto.finish()
@@ -368,7 +369,7 @@ def test_every_structure_lies_on_one_layer_and_layers_go_from_whole_to_part():
 def test_structures_somebody_trained_take_part():
     """A custom structure from outside the catalogue competes with organs and shares voxels with the body."""
     grown = CATALOGUE.with_structures(["my_organ"])
-    onto = Canvas((1, 1, 1), (grown["body"], grown["liver"], grown["my_organ"]), grown)
+    onto = Canvas(Question((1, 1, 1), (grown["body"], grown["liver"], grown["my_organ"]), grown))
     paint(onto, {"trunk": {"body": [0.9]}, "abdomen": {"liver": [0.6]}, "own": {"my_organ": [0.7]}})
     assert {int(layer.labels[0, 0, 0]) for layer in onto.layers.values()} == {ID["body"], grown["my_organ"].id}
 

@@ -233,7 +233,7 @@ def test_the_card_of_a_decoder_says_that_it_knows_pathological_cases(tiny_model,
 
     class Canvas(merge.Canvas):
         def __post_init__(self):
-            heard.append(self.pathological)
+            heard.append(self.question.pathological)
             super().__post_init__()
 
     monkeypatch.setattr(checkpoint, "read_header", with_card)

@@ -155,6 +155,24 @@ def test_a_whole_number_is_a_float_where_one_is_wanted() -> None:
     assert rate == 1.0
 
 
+def test_a_folder_is_no_recipe(tmp_path: Path) -> None:
+    """The sentence says what it is and what was expected."""
+    with pytest.raises(RecipeError, match=r"is a folder, expected a recipe: a TOML file\.$"):
+        read_recipe(tmp_path)
+
+
+def test_a_recipe_that_may_not_be_read_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reason in words, without Python's numbers."""
+
+    def refuse(*_: object, **__: object) -> str:
+        raise PermissionError(13, "Permission denied", str(tmp_path / "r.toml"))
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(RecipeError) as caught:
+        read_recipe(tmp_path / "r.toml")
+    assert caught.value.message == f"Cannot read the recipe {tmp_path / 'r.toml'}: Permission denied."
+
+
 @pytest.mark.parametrize("path", ["name", "decoder", "decoder.2.name", "decoder.0.labels", "dataset.0.name"])
 def test_a_missing_key_is_named(path: str) -> None:
     """What has no default must be there."""

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from clseg.catalogue import Catalogue
 from clseg.inference import restore as module
-from clseg.inference.merge import Canvas, Layer
+from clseg.inference.merge import Canvas, Layer, Question
 from clseg.inference.predictor import Slab
 from clseg.inference.prepare import Placement, place
 from clseg.network.spec import Grid
@@ -241,7 +241,7 @@ HERE, THERE = np.array([-25.0, 0.0, 0.0]), np.array([30.0, 0.0, 0.0])
 def painted(asked: tuple[str, ...], scan: Volume, fields: dict[str, np.ndarray], shared: bool = False) -> np.ndarray:
     """The restored layer when each organ is painted by a decoder of its own, or all of them by one."""
     _, placement = place(scan, MODEL)
-    canvas = Canvas(placement.shape, tuple(ORGANS[name] for name in asked), Catalogue.builtin(), placement.spacing)
+    canvas = Canvas(Question(placement.shape, tuple(ORGANS[name] for name in asked), Catalogue.builtin(), placement.spacing))
     groups = [tuple(fields)] if shared else [(name,) for name in asked]
     probabilities = {}
     for names in groups:

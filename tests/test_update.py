@@ -253,7 +253,7 @@ def test_a_loss_that_is_allowed_is_not_refused() -> None:
 
 def test_old_cases_that_show_nothing_are_refused(workplace: Path) -> None:
     """If the loss on the old cases cannot be measured it is not taken for none."""
-    recipe = update_recipe(workplace, OLD.replace('["b"]', '["c"]'))
+    recipe = update_recipe(workplace, OLD.replace('lung_left = "lungs.nii.gz:1", lung_right = "lungs.nii.gz:2"', 'body = "body.nii.gz"'))
     with pytest.raises(TrainingError, match=r"No case of \[\[old\]\] in split 'train' shows a structure of the decoder 'lungs'"):
         update(recipe, run(workplace))
 

@@ -31,8 +31,11 @@ from pathlib import Path
 
 from clseg.batch.case import CT_NAMES, SCAN_ENDINGS, Case, named, title_of
 from clseg.errors import InputError, UsageError
+from clseg.io.listing import files_in, told
 
 LISTS = (".txt", ".csv")
+LOOKED_FOR = "NIfTI (.nii, .nii.gz), NRRD (.nrrd, .nhdr), MetaImage (.mha, .mhd) and DICOM (.dcm, .zip), or their content under other names"
+NO_SCAN = "Give the scan's file, or the folder that holds it; results of clseg are never taken for scans."
 _SNIFF = 1024
 
 
@@ -48,14 +51,16 @@ def cases_of(given: str | os.PathLike[str], output: str | os.PathLike[str]) -> l
     """The cases that `given` means, see above; None for a single scan and for what is not there.
 
     Nothing inside `output` is taken for a scan, because it holds results.  Raises UsageError for patterns and lists without
-    a scan, lists that cannot be understood and an output that is the input or lies over it.
+    a scan, lists that cannot be understood and an output that is the input or lies over it, InputError for a folder without a scan.
     """
     path, place = Path(given), Path(output).absolute()
     if not path.exists():
         return _outside(_matching(str(given), place), place) if any(sign in str(given) for sign in "*?[") else None
     if path.is_dir():
         found = scans_in(path.absolute(), place)
-        if not found or found[0].path == path.absolute():
+        if not found:
+            raise InputError(f"There is no scan in '{given}': looked for {LOOKED_FOR}, found {told(files_in(path))}.", tip=NO_SCAN)
+        if found[0].path == path.absolute():
             return None
         if os.path.realpath(path) == os.path.realpath(place):
             raise UsageError(f"The output {output} is the folder of the scans.", tip="Give the results a folder of their own.")

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
+from typing import Any
+
 import typer
+from typer.core import TyperGroup
 
 from clseg.cli import bodypart, recipe, weights, weights_import
 from clseg.cli.cases import cases
@@ -19,7 +24,33 @@ from clseg.waiting import be_considerate
 
 TEACH = "Teach it new organs"  # a group of --help
 
+
+class Group(TyperGroup):
+    """The commands, and for words that are none but clearly something else, what they should have been."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if self.get_command(ctx, args[0]) is None and (meant := meaning_of(args[0], ctx.params)):
+            ctx.fail(meant)
+        return super().resolve_command(ctx, args)
+
+
+def meaning_of(word: str, given: Mapping[str, Any]) -> str:
+    """What should have been said instead of a word that is no command, by the options before it; nothing where nobody knows."""
+    from clseg.batch.case import SCAN_ENDINGS
+    from clseg.catalogue import Catalogue
+
+    if given.get("roi") and Catalogue.builtin().meanings(word.strip(",")):
+        names = ",".join(name.strip(",") for name in (*given["roi"], word))
+        return f"'{word}' is no command. Several structures are one word, with commas: --roi {names}"
+    if not (os.path.exists(word) or word.lower().endswith(SCAN_ENDINGS)):
+        return ""
+    if given.get("input"):
+        return f"'{word}' is no command, and -i takes one path. Give many scans as their folder, a list, or a pattern in quotes: -i 'scans/*.nii.gz'"
+    return f"'{word}' is no command. A scan is given with -i, the place for its results with -o: clseg -i ct.nii.gz -o out/"
+
+
 app = typer.Typer(
+    cls=Group,
     add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",

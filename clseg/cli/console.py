@@ -5,6 +5,7 @@ Results go to stdout, everything else (progress, warnings, errors) to stderr.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells expect
+OF_THE_SYSTEM = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ENOSPC, errno.EIO, errno.ESTALE)  # no faults of clseg
 
 
 @dataclass
@@ -124,6 +126,12 @@ def exit_codes(terminal: Terminal) -> Iterator[None]:
         raise
     except MemoryError as error:
         terminal.error("There is not enough main memory for this.", "Close other programs, or cut the scan to what is needed.")
+        raise typer.Exit(1) from error
+    except OSError as error:
+        if error.errno not in OF_THE_SYSTEM or error.filename is None:
+            terminal.unexpected(error)
+        else:
+            terminal.error(f"'{error.filename}' cannot be used: {(error.strerror or str(error)).lower()}.")
         raise typer.Exit(1) from error
     except Exception as error:
         terminal.unexpected(error)

@@ -16,7 +16,7 @@ import torch
 
 from clseg.catalogue import Anatomy, Catalogue
 from clseg.inference.evidence import Claim, Faint, Sheet
-from clseg.inference.extent import Extent, LabelExtents
+from clseg.inference.extent import Extent, Reach
 from clseg.inference.predictor import Slab
 from clseg.volume import Shape, Spacing
 
@@ -55,25 +55,30 @@ def _lesions(names: Sequence[str], organ: str, catalogue: Catalogue) -> list[int
     return [channel for channel, name in enumerate(names, 1) if name in catalogue and catalogue.grows_in(name, organ)]
 
 
-@dataclass
-class Hearing:
-    """Hears slabs from the bottom up and hands out claims as soon as nothing above can change them.
+@dataclass(frozen=True)
+class Question:
+    """What decoders are asked: which structures are where on the model's grid of `shape` voxels of `spacing` mm.
 
-    `extents` says in which slices a decoder may speak (one that is not named: in all),
-    `pathological` which decoders were trained on pathological cases, `label_extents`
-    where a decoder may speak of single labels.
+    `reach` says in which slices a decoder may speak (one that is not named: in all), and
+    of which of its labels, `pathological` which decoders were trained on pathological cases.
     """
 
     shape: Shape
     wanted: Sequence[Anatomy]
     catalogue: Catalogue
     spacing: Spacing = (1.0, 1.0, 1.0)
-    extents: Mapping[str, Extent | None] = field(default_factory=dict)
+    reach: Reach = field(default_factory=lambda: Reach({}))
     pathological: frozenset[str] = frozenset()
-    label_extents: LabelExtents = field(default_factory=dict)
+
+
+@dataclass
+class Hearing:
+    """Hears slabs from the bottom up and hands out claims as soon as nothing above can change them."""
+
+    question: Question
 
     def __post_init__(self) -> None:
-        self._ids = {a.name: a.id for a in self.wanted}
+        self._ids = {a.name: a.id for a in self.question.wanted}
         self._waiting: Slab | None = None
         self._labels: Labels = {}
         self._heard = 0  # slices from the bottom that are done; counted only where some have to wait
@@ -106,16 +111,16 @@ class Hearing:
 
     def _lesions(self, organ: str, slab: Slab, labels: Labels) -> dict[str, list[int]]:
         """Decoder → channels of lesions that grow in the organ; empty unless some of its decoders know such cases and some do not."""
-        knowing = {d in self.pathological for d in slab.probabilities if organ in labels[d]}
+        knowing = {d in self.question.pathological for d in slab.probabilities if organ in labels[d]}
         if knowing != {True, False}:
             return {}
-        found = {d: _lesions(labels[d], organ, self.catalogue) for d in slab.probabilities}
+        found = {d: _lesions(labels[d], organ, self.question.catalogue) for d in slab.probabilities}
         return {decoder: channels for decoder, channels in found.items() if channels}
 
     @property
     def _reach(self) -> Shape:
         """NEAR_MM in whole voxels."""
-        return tuple(int(NEAR_MM / s + 1e-6) for s in self.spacing)  # type: ignore[return-value]
+        return tuple(int(NEAR_MM / s + 1e-6) for s in self.question.spacing)  # type: ignore[return-value]
 
     def _until(self, until: int) -> Iterator[Sheet]:
         """The waiting slices below `until`; as many below it stay as the next ones need to be judged."""
@@ -146,7 +151,7 @@ class Hearing:
                     entropy[decoder] = self._entropy(decoder, slab)
             doubts = torch.stack([self._doubt(entropy[decoder], decoder, organ, slab) for decoder in decoders])
             if organ in near:
-                knowing = torch.tensor([decoder in self.pathological for decoder in decoders])
+                knowing = torch.tensor([decoder in self.question.pathological for decoder in decoders])
                 heard = near[organ] & doubts[knowing].isfinite().any(dim=0)
                 doubts[~knowing] = torch.where(heard, torch.inf, doubts[~knowing])
             speaker = doubts.argmin(dim=0)
@@ -158,11 +163,11 @@ class Hearing:
         """H of one decoder, infinite outside its extent."""
         probabilities = slab.probabilities[decoder]
         entropy = -(probabilities * probabilities.clamp(min=1e-12).log()).sum(dim=0)
-        return _infinite_beyond(self.extents.get(decoder) or (0, self.shape[2]), entropy, slab)
+        return _infinite_beyond(self.question.reach.decoders.get(decoder) or (0, self.question.shape[2]), entropy, slab)
 
     def _doubt(self, entropy: torch.Tensor, decoder: str, organ: str, slab: Slab) -> torch.Tensor:
         """The decoder's H where it may speak of the organ, infinite elsewhere."""
-        own = self.label_extents.get(decoder, {})
+        own = self.question.reach.labels.get(decoder, {})
         return _infinite_beyond(own[organ] or (0, 0), entropy.clone(), slab) if organ in own else entropy
 
     # --- what it says
@@ -197,7 +202,7 @@ class Hearing:
         if silent is not None:
             where &= ~silent
         x, y, z = np.nonzero(where)
-        index = np.ravel_multi_index((x, y, z + start), self.shape).astype(np.min_scalar_type(math.prod(self.shape)))
+        index = np.ravel_multi_index((x, y, z + start), self.question.shape).astype(np.min_scalar_type(math.prod(self.question.shape)))
         return Faint(index, np.minimum(as_byte(probability[x, y, z]), HALF))
 
 

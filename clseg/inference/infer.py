@@ -19,7 +19,7 @@ from clseg.inference.engine import Engine
 from clseg.inference.evidence import Sheet, united
 from clseg.inference.extent import Extent, Reach, extents, label_extents
 from clseg.inference.memory import SLACK, Chunk, House, Imported, Plan, refused
-from clseg.inference.merge import Canvas
+from clseg.inference.merge import Canvas, Question
 from clseg.inference.parts import Parts, slabs
 from clseg.inference.planned.body import their_scores
 from clseg.inference.planned.run import HELD_BYTES, answers_of, compose, grouped, segment_planned, windows_of
@@ -194,7 +194,7 @@ def _painted(
     hu: torch.Tensor, placement: Placement, parts: Parts, reach: Reach, chunks: Sequence[Chunk], task: Task
 ) -> Canvas:
     """The canvas with all that the decoders say about the scan on the model's grid, each chunk of them in a pass of its own."""
-    canvas = Canvas(placement.shape, task.wanted, task.catalogue, placement.spacing, reach.decoders, parts.pathological, label_extents=reach.labels)
+    canvas = Canvas(Question(placement.shape, task.wanted, task.catalogue, placement.spacing, reach, parts.pathological))
     engines = [Engine(model, task.device, notify=task.report.warn) for model in parts.models]
     predictors = [Predictor(engine, step=task.settings.step, label_extents=reach.labels) for engine in engines]
     windows = math.prod(len(starts) for starts in predictors[0].windows(placement.shape))
@@ -216,6 +216,6 @@ def _heard(
     """What the decoders named in `extents` say, from the lowest slice up."""
     hearing = canvas.hearing()
     for slab in slabs(predictors, hu, extents):
-        task.confidence.hear(slab, parts.labels, canvas.shape)
+        task.confidence.hear(slab, parts.labels, canvas.question.shape)
         yield from hearing.hear(slab, parts.labels)
     yield from hearing.rest()

@@ -25,19 +25,17 @@ else is on the layer.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from clseg.catalogue import Anatomy, Catalogue
 from clseg.inference.evidence import Claim, Faint, Sheet
-from clseg.inference.extent import Extent, LabelExtents
-from clseg.inference.hearing import FAINT, FULL, HALF, NEAR_MM, Hearing, Labels, as_byte
+from clseg.inference.hearing import FAINT, FULL, HALF, NEAR_MM, Hearing, Labels, Question, as_byte
 from clseg.inference.predictor import Slab
-from clseg.volume import Shape, Spacing
 
-__all__ = ["FAINT", "FULL", "HALF", "LESIONS", "NEAR_MM", "Canvas", "Claim", "Faint", "Labels", "Layer", "depths"]
+__all__ = ["FAINT", "FULL", "HALF", "LESIONS", "NEAR_MM", "Canvas", "Claim", "Faint", "Labels", "Layer", "Question", "depths"]
 
 LESIONS = 100  # their layer lies on top of all organs
 
@@ -61,33 +59,25 @@ def depths(wanted: Iterable[Anatomy], catalogue: Catalogue) -> list[int]:
 
 @dataclass
 class Canvas:
-    """What has been painted so far on the model's grid of `shape` voxels of `spacing` mm.
+    """What has been painted so far as the answer to a question.
 
-    `extents` says in which slices a decoder may speak (one that is not named: in
-    all), `label_extents` where it may speak of single labels, `pathological` which
-    decoders were trained on pathological cases.  Every slice is painted once, upwards:
-    slabs of all decoders with `paint` and then `finish`, or with `merge` what was heard
-    of them (see `hearing`).
+    Every slice is painted once, upwards: slabs of all decoders with `paint` and then
+    `finish`, or with `merge` what was heard of them (see `hearing`).
     """
 
-    shape: Shape
-    wanted: Sequence[Anatomy]
-    catalogue: Catalogue
-    spacing: Spacing = (1.0, 1.0, 1.0)
-    extents: Mapping[str, Extent | None] = field(default_factory=dict)
-    pathological: frozenset[str] = frozenset()
+    question: Question
     layers: dict[int, Layer] = field(default_factory=dict)
-    label_extents: LabelExtents = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._table = _Table(self.wanted, self.catalogue)
-        for depth in depths(self.wanted, self.catalogue):
-            self.layers[depth] = Layer(np.zeros(self.shape, np.uint16), np.zeros(self.shape, np.uint8))
+        wanted, catalogue, shape = self.question.wanted, self.question.catalogue, self.question.shape
+        self._table = _Table(wanted, catalogue)
+        for depth in depths(wanted, catalogue):
+            self.layers[depth] = Layer(np.zeros(shape, np.uint16), np.zeros(shape, np.uint8))
         self._hearing = self.hearing()
 
     def hearing(self) -> Hearing:
         """A hearing of some of the decoders whose sheets `merge` will get."""
-        return Hearing(self.shape, self.wanted, self.catalogue, self.spacing, self.extents, self.pathological, self.label_extents)
+        return Hearing(self.question)
 
     def paint(self, slab: Slab, labels: Labels) -> None:
         """Paint finished slices; `labels[decoder]` names the channels after background."""
@@ -107,7 +97,7 @@ class Canvas:
 
     def decide(self, sheet: Sheet) -> None:
         """Give every voxel of some slices to those who may share it (rules 3 and 4)."""
-        disputed = np.zeros((*self.shape[:2], sheet.rows.stop - sheet.rows.start), bool)
+        disputed = np.zeros((*self.question.shape[:2], sheet.rows.stop - sheet.rows.start), bool)
         decoders = sorted(sheet.claims)
         for decoder in decoders:
             claim = sheet.claims[decoder].opened()
@@ -176,7 +166,7 @@ class Canvas:
         for id in sorted({*claim.faint, *_present(claim.ids)}):
             depth = int(self._table.depth[id])
             index, value = self._not_won(id, claim, views[depth][0])
-            x, y, z = np.unravel_index(index, self.shape)
+            x, y, z = np.unravel_index(index, self.question.shape)
             for labels, score in views.values():  # together two rivals have no more than 1
                 rival = self._table.rivals(np.full(len(index), id, np.uint16), labels[x, y, z])
                 value[rival] = np.minimum(value, FULL - score[x, y, z])[rival]
@@ -189,12 +179,12 @@ class Canvas:
         lost = (claim.ids == id) & (labels[claim.box] != id) & (claim.strength >= FAINT / FULL)
         x, y, z = np.nonzero(lost)
         corner = [part.start for part in claim.box]
-        place = np.ravel_multi_index((x + corner[0], y + corner[1], z + corner[2]), self.shape)
+        place = np.ravel_multi_index((x + corner[0], y + corner[1], z + corner[2]), self.question.shape)
         strength = np.minimum(as_byte(claim.strength[lost]), HALF)
         faint = claim.faint.get(id)
         if faint is None:
             return place.astype(np.min_scalar_type(labels.size)), strength
-        beaten = labels[np.unravel_index(faint.index, self.shape)] != id
+        beaten = labels[np.unravel_index(faint.index, self.question.shape)] != id
         index = np.concatenate([faint.index[beaten], place.astype(faint.index.dtype)])
         value = np.concatenate([faint.value[beaten], strength])
         order = np.argsort(index) if place.size else slice(None)

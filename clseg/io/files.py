@@ -44,6 +44,8 @@ def read(path: AnyPath, *, series: str | None = None, found: Found = unheard) ->
     readable 3-D scan.
     """
     path = existing(path)
+    if path.is_fifo():  # can be read but once, and may never end
+        raise UsageError(f"'{path}' is a pipe, expected a file or folder.", tip="Write it to a file first.")
     if volume := _read_dicom(path, series, found):
         return volume
     if series:
@@ -94,8 +96,8 @@ class Hashes:
         self._known: dict[tuple[str, int, int, int, int], str] = {}
 
     def __call__(self, path: AnyPath) -> str:
-        stat = existing(path).stat()  # before it is hashed: what changes meanwhile is hashed again the next time
-        key = (os.fspath(path), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
+        found = existing(path).stat()  # before it is hashed: what changes meanwhile is hashed again the next time
+        key = (os.fspath(path), found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
         if key not in self._known:
             self._known[key] = sha256_of(path)
         return self._known[key]
@@ -314,7 +316,9 @@ def _to_disk(stream: IO[Any]) -> None:
 
 
 def _in_its_place(folder: Path) -> UsageError:
-    return UsageError(f"The output folder '{folder}' cannot be made: a file of that name is in its place.")
+    file = next((place for place in (folder, *folder.parents) if os.path.lexists(place) and not place.is_dir()), folder)
+    where = "a file of that name is in its place" if file == folder else f"'{file}' is a file"
+    return UsageError(f"The output folder '{folder}' cannot be made: {where}.", tip="Choose another output.")
 
 
 def _cannot_write(path: AnyPath, error: OSError) -> OutputError:

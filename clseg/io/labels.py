@@ -98,10 +98,13 @@ def _from_csv(path: Path) -> dict[int, str]:
         with path.open(newline="", encoding="utf-8-sig") as file:
             text = file.read()
             rows = [row for row in csv.reader(text.splitlines(), delimiter="\t" if "\t" in text else ",") if row]
+        if not rows:
+            raise ValueError("it is empty")
         id, name = _columns(rows[0])
         return dict(sorted((int(row[id]), row[name].strip()) for row in rows[0 if _is_id(rows[0][id]) else 1 :]))
     except (OSError, ValueError, LookupError, csv.Error) as error:
-        raise InputError(f"'{path}' is not a table of ids and names: {error}.", tip="Give a CSV with the columns id and name, or JSON.") from error
+        reason = "a line has too few cells" if isinstance(error, LookupError) else error
+        raise InputError(f"'{path}' is not a table of ids and names: {reason}.", tip="Give a CSV with the columns id and name, or JSON.") from error
 
 
 def _columns(first: list[str]) -> tuple[int, int]:

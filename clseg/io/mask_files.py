@@ -247,7 +247,8 @@ def _whole_numbers(volume: Volume, path: Path) -> Volume:
             raise InputError(f"'{path}' holds fractions, expected a label map of whole numbers.")
         array = array.astype(np.int64)
     if array.min() < 0 or array.max() > np.iinfo(np.uint16).max:
-        raise InputError(f"'{path}' holds values from {array.min()} to {array.max()}, expected ids from 0 to 65535.")
+        tip = "This looks like a CT; masks stand behind it: clseg stats ct.nii.gz masks/" if array.min() < 0 else None
+        raise InputError(f"'{path}' holds values from {array.min()} to {array.max()}, expected ids from 0 to 65535.", tip=tip)
     return volume.like(array)
 
 

@@ -30,8 +30,10 @@ def read_recipe(path: Path, kind: type[Kind] = Recipe) -> Kind:  # type: ignore[
         data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise RecipeError(f"There is no recipe at {path}.", tip="`clseg recipe new` prints one for every kind of training.") from error
+    except IsADirectoryError as error:
+        raise RecipeError(f"{path} is a folder, expected a recipe: a TOML file.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise RecipeError(f"Cannot read the recipe {path}: {error}.") from error
+        raise RecipeError(f"Cannot read the recipe {path}: {getattr(error, 'strerror', None) or error}.") from error
     return from_dict(data, Path(path).resolve().parent, kind)
 
 
@@ -60,7 +62,7 @@ def build(kind: Any, data: Any, where: str, **extra: Any) -> Any:
         raise RecipeError(f"Unknown key '{unknown[0]}' in [{where}].", tip=tip)
     needed = [name for name, f in known.items() if _required(f) and name not in data]
     if needed:
-        raise RecipeError(f"[{where}] lacks '{needed[0]}'.")
+        raise RecipeError(f"[{where}] lacks '{needed[0]}'.", tip="`clseg recipe new` prints a recipe with all its keys, for every kind of training.")
     return kind(**{k: _value(hints[k], v, f"{where}.{k}") for k, v in data.items()}, **extra)
 
 

@@ -19,6 +19,7 @@ from clseg.network.bodypart import BodypartSpec, SliceScorer, save_bodypart
 from clseg.recipe.bodypart import BodypartRecipe, OrderRecipe, ScorerOptimRecipe
 from clseg.training.card import origin
 from clseg.training.cases import find_cases
+from clseg.training.cases.held_out import refuse_lost_split
 from clseg.training.loop import Learner, learner
 from clseg.training.run import Reports, alone, note_recipe, quicken
 from clseg.training.slices import BODY_MM, SliceBatch, SliceDraws, SliceScan, known_landmarks, load_scan, read_by_eye
@@ -35,6 +36,7 @@ def train_bodypart(recipe: BodypartRecipe, run: Path, *, resume: bool = False, r
     training cases show no landmarks to calibrate with.
     """
     reports = reports or Reports()
+    refuse_lost_split("validation_split", recipe.validation_split, recipe.dataset, recipe.folder)
     with alone(run):
         note_recipe(recipe, run, resume=resume)
         quicken(recipe.threads)

@@ -9,13 +9,14 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from clseg.catalogue import Catalogue
-from clseg.errors import TrainingError
+from clseg.errors import RecipeError, TrainingError
 from clseg.io.files import sha256_of
 from clseg.progress import SILENT, Progress
-from clseg.recipe import DatasetRecipe
+from clseg.recipe import DatasetRecipe, LearnRecipe, PruneRecipe, UpdateRecipe
 from clseg.recipe.commands import Common
 from clseg.training.cases import Case, list_cases
 from clseg.training.cases.find import usable
+from clseg.training.cases.held_out import check_held_out
 from clseg.training.cases.names import meanings
 from clseg.training.contents import Contents, contents
 
@@ -87,6 +88,7 @@ def inspect_cases(recipe: Common, *, report: Progress = SILENT) -> Findings:
         found += _per_dataset([one for one in read if one.case.dataset is dataset], dataset, wanted)
     found += _leaks([one.case for one in read if usable(one.case)])
     found += _never_annotated(read, recipe)
+    found += _nobody_held_out(recipe)
     found.sort(key=lambda one: one.severity != ERROR)  # errors first, otherwise in their order
     used = [one for one in read if usable(one.case)]
     learned = tuple(label for decoder in _decoders(recipe) for label in decoder.labels)
@@ -202,6 +204,15 @@ def _never_annotated(read: Sequence[Contents], recipe: Common) -> Iterable[Findi
             if label not in annotated:
                 sentence = f"No case of the split '{recipe.split}' annotates {label} of decoder '{decoder.name}'{_nearest(label, sorted(annotated))}."
                 yield Finding(ERROR, "", "", sentence)
+
+
+def _nobody_held_out(recipe: Common) -> Iterable[Finding]:
+    """A split to judge on that has no case."""
+    if isinstance(recipe, (LearnRecipe, UpdateRecipe, PruneRecipe)):
+        try:
+            check_held_out(recipe)
+        except RecipeError as error:
+            yield Finding(ERROR, "", "", error.message)
 
 
 def _cases(names: Sequence[str]) -> str:

@@ -15,6 +15,7 @@ from clseg.network.model import Model, assemble
 from clseg.network.spec import Supporter
 from clseg.recipe import DecoderRecipe, LearnRecipe
 from clseg.training.base import Base
+from clseg.training.cases.held_out import check_held_out
 from clseg.training.course import Course
 from clseg.training.distributed import world
 from clseg.training.examples import Example
@@ -46,6 +47,7 @@ def learn(recipe: LearnRecipe, run: Path, *, resume: bool = False, reports: Repo
     when stopped.
     """
     reports = reports or Reports()
+    check_held_out(recipe)
     device = choose_device(recipe.device)
     with world(device) as here, alone(run, first=here.first):
         base = Base.open(recipe.model, run)

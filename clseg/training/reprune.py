@@ -9,6 +9,7 @@ from clseg.inference.engine import choose_device
 from clseg.network.checkpoint import build_decoder, read_header
 from clseg.recipe import PruneRecipe
 from clseg.training.base import Base
+from clseg.training.cases.held_out import check_held_out
 from clseg.training.course import Course
 from clseg.training.distributed import world
 from clseg.training.inspect import inspect_cases
@@ -26,6 +27,7 @@ def reprune(
 ) -> Learned:
     """Prune one decoder of a model; the result takes its place in the user's manifest, or goes into `recipe.into`."""
     reports = reports or Reports()
+    check_held_out(recipe)
     device = choose_device(recipe.device)
     with world(device) as here, alone(run, first=here.first):
         base = Base.open(model, run)

@@ -19,6 +19,7 @@ from clseg.recipe import DecoderRecipe, Recipe, UpdateRecipe
 from clseg.training.average import decay_for
 from clseg.training.balance import balanced
 from clseg.training.base import Base
+from clseg.training.cases.held_out import check_held_out
 from clseg.training.course import Course
 from clseg.training.distributed import world
 from clseg.training.examples import open_labels
@@ -65,6 +66,7 @@ def update(recipe: UpdateRecipe, run: Path, *, resume: bool = False, reports: Re
     at all: then UpdateRefused, and nothing is listed.
     """
     reports = reports or Reports()
+    check_held_out(recipe)
     device = choose_device(recipe.device)
     with world(device) as here, alone(run, first=here.first):
         base = Base.open(recipe.model, run)

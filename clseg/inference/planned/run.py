@@ -12,7 +12,7 @@ from clseg.catalogue import Anatomy, Catalogue
 from clseg.errors import WeightsError
 from clseg.inference.engine import Engine
 from clseg.inference.evidence import Claim, Sheet
-from clseg.inference.merge import FULL, Canvas, depths
+from clseg.inference.merge import FULL, Canvas, Question, depths
 from clseg.inference.planned.body import Body
 from clseg.inference.planned.export import Export, KeptMap, LabelMap
 from clseg.inference.planned.predict import Source, predict, window_count
@@ -125,7 +125,7 @@ def compose(
     tables = {answer.name: np.array([0, *(ids.get(label, 0) for label in answer.labels)], np.uint16) for answer, _ in found}
     layers = {depth: LabelRuns(scan.shape) for depth in depths(mine, catalogue)}
     step = min(scan.shape[2], max(1, COMPOSED // math.prod(scan.shape[:2])))
-    canvas = Canvas((*scan.shape[:2], step), mine, catalogue, scan.spacing)
+    canvas = Canvas(Question((*scan.shape[:2], step), mine, catalogue, scan.spacing))
     for first in range(0, scan.shape[2], step):
         rows = slice(first, min(first + step, scan.shape[2]))
         claims = {answer.name: _claim(label_map, tables[answer.name], rows) for answer, label_map in found}

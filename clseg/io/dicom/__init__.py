@@ -14,6 +14,7 @@ from clseg.io.dicom.series import choose
 from clseg.io.dicom.stack import build
 from clseg.io.dicom.unpack import unpacked
 from clseg.io.finding import WARNING, Finding, Found, unheard
+from clseg.io.listing import files_in, told
 from clseg.volume import Volume
 
 __all__ = ["read_dicom_file", "read_dicom_folder", "read_dicom_zip", "source_images"]
@@ -33,7 +34,9 @@ def source_images(folder: Path, *, series: str | None = None, found: Found = unh
     called = called or folder
     files = dicom_files(folder)
     if not files:
-        raise InputError(f"'{called}' holds no DICOM series.", tip="Give the folder that holds the slices, or a NIfTI file.")
+        tip = "Give the folder that holds the slices; of NIfTI, NRRD and MetaImage the file itself."
+        there = f"; it holds {told(files_in(folder))}" if called == folder else ""  # of an archive DICOM alone is unpacked
+        raise InputError(f"'{called}' holds no DICOM series{there}.", tip=tip)
     damaged: list[Path] = []
     slices = headers(files, damaged.append)
     if damaged:
