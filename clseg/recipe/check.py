@@ -27,6 +27,8 @@ def recipe(plan: Recipe) -> None:
     if plan.encoder is not None:
         _encoder(plan.encoder, plan.grid.patch)
         _stages(plan)
+    if plan.frozen and not plan.start:
+        raise RecipeError("frozen leaves the encoder as it is in `start`, which is empty.", tip="Name the weights/ of an earlier run, or set frozen = false.")
     along_z = [d.name for d in plan.decoder if d.open_ends] + [d.name for d in plan.dataset if d.absent_above]
     if along_z and not plan.grid.orientation.endswith("S"):
         raise RecipeError(

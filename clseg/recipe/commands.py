@@ -50,6 +50,8 @@ class Recipe(Common):
     encoder: EncoderRecipe | None = knob("", make=EncoderRecipe)  # None: a frozen one, made elsewhere
     decoder: tuple[DecoderRecipe, ...] = knob("one organ family each")
     bodypart: str = knob("weights of a body-part regressor (`clseg bodypart train`), from which decoders get their ranges; empty: none", "")
+    start: str = knob("weights/ of an earlier run to go on from: parts of the same name, which must have the same shape; empty: random weights", "")
+    frozen: bool = knob("leave the encoder as it is in `start`, so that decoders elsewhere that stand on it go on fitting", False)
 
     def __post_init__(self) -> None:
         check.recipe(self)

@@ -16,9 +16,10 @@ from clseg.network.bodypart import load_bodypart
 from clseg.network.checkpoint import Checkpoint, fingerprint, save
 from clseg.recipe import Recipe
 from clseg.training.average import Average
+from clseg.training.begin import begin, card_before, started
 from clseg.training.card import origin
 from clseg.training.cases import find_cases
-from clseg.training.network import decoder_spec, encoder_spec, fresh
+from clseg.training.network import decoder_spec, encoder_spec
 from clseg.training.ranges import DecoderRange, learned_ranges
 from clseg.training.state import read_average
 
@@ -32,7 +33,7 @@ def export_run(run: Path, folder: Path) -> tuple[Recipe, dict[str, Path]]:
         raise TrainingError(f"There is no saved run in {run}.", tip="A run saves its state every checkpoint_every iterations.")
     stored = json.loads(facts.read_text(encoding="utf-8"))
     recipe = recipes.from_dict(stored["recipe"], Path(stored["folder"]))
-    average = Average(fresh(recipe), recipe.optim.average)
+    average = Average(begin(recipe), recipe.optim.average)
     average.tensors, done = read_average(state)
     return recipe, export(recipe, average, folder, done=done)
 
@@ -87,17 +88,16 @@ def export(recipe: Recipe, average: Average, folder: Path, *, done: int) -> dict
     """
     folder.mkdir(parents=True, exist_ok=True)
     spec = encoder_spec(recipe)
-    tensors = _part(average, "encoder.")
-    key = fingerprint(tensors, spec)
-    card = _card(recipe, done)
+    encoder = started(recipe, "encoder", spec) if recipe.frozen else Checkpoint("encoder", spec, _part(average, "encoder."), card=_card(recipe, done, "encoder"))
+    key = fingerprint(encoder.tensors, spec)
     scorer = recipe.folder / recipe.bodypart if recipe.bodypart else None
     ranges = learned_ranges(recipe, load_bodypart(scorer)) if scorer else {}
     files = {"encoder": folder / "encoder.safetensors"}
-    save(files["encoder"], Checkpoint("encoder", spec, tensors, card=card))
+    save(files["encoder"], encoder)
     for decoder in recipe.decoder:
         part = _part(average, f"decoders.{decoder.name}.")
         files[decoder.name] = folder / f"{decoder.name}.safetensors"
-        where, about = ranges.get(decoder.name, DecoderRange()), {**card, "pathological": decoder.pathological}
+        where, about = ranges.get(decoder.name, DecoderRange()), {**_card(recipe, done, decoder.name), "pathological": decoder.pathological}
         save(files[decoder.name], Checkpoint("decoder", decoder_spec(decoder), part, key, where.whole, about, where.apart))
     if scorer:
         files[BODYPART] = folder / "bodypart.safetensors"
@@ -111,10 +111,11 @@ def _part(average: Average, prefix: str) -> dict[str, torch.Tensor]:
     return {k.removeprefix(prefix): v.half() for k, v in average.tensors.items() if k.startswith(prefix)}
 
 
-def _card(recipe: Recipe, done: int) -> dict[str, Any]:
-    """What a user must know about these weights before trusting them."""
+def _card(recipe: Recipe, done: int, part: str) -> dict[str, Any]:
+    """What a user must know about these weights before trusting them; iterations and cases are those of all runs together."""
+    before = card_before(recipe, part)
     return {
         **origin(recipe, recipe.dataset),
-        "iterations": done,
-        "cases": sorted(case.name for case in find_cases(recipe)),
+        "iterations": before.get("iterations", 0) + done,
+        "cases": sorted({case.name for case in find_cases(recipe)} | set(before.get("cases", ()))),
     }

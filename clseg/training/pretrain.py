@@ -7,13 +7,13 @@ from pathlib import Path
 from clseg.errors import RecipeError
 from clseg.inference.engine import choose_device
 from clseg.recipe import Recipe
+from clseg.training.begin import begin
 from clseg.training.cases import find_cases
 from clseg.training.distributed import world
 from clseg.training.examples import Example, load_example
 from clseg.training.export import export
 from clseg.training.inspect import inspect_cases
 from clseg.training.loop import learner
-from clseg.training.network import fresh
 from clseg.training.patches import Patches
 from clseg.training.run import Reports, alone, draw_curves, note_recipe, quicken
 from clseg.training.stage import run_stage
@@ -21,6 +21,8 @@ from clseg.training.stage import run_stage
 
 def pretrain(recipe: Recipe, run: Path, *, resume: bool = False, reports: Reports | None = None) -> dict[str, Path]:
     """Train and export; returns the weights files by part name (`encoder`, then the decoders).
+
+    With `start` training goes on from the weights of an earlier run, with `frozen` that of its decoders alone.
 
     `run` receives what `clseg.training.run` lists.  With `resume` the run goes on from
     its last state and draws the same patches as if it had never stopped.  Raises
@@ -32,6 +34,7 @@ def pretrain(recipe: Recipe, run: Path, *, resume: bool = False, reports: Report
     if recipe.bodypart and not (recipe.folder / recipe.bodypart).is_file():
         told = f"There is no body-part regressor at {recipe.folder / recipe.bodypart}."
         raise RecipeError(told, tip="Train it first: clseg bodypart train recipes/bodypart.toml, or leave `bodypart` empty.")
+    network = begin(recipe)
     with world(device) as here, alone(run, first=here.first):
         if here.first:
             note_recipe(recipe, run, resume=resume)
@@ -40,8 +43,7 @@ def pretrain(recipe: Recipe, run: Path, *, resume: bool = False, reports: Report
         here.wait()
         quicken(recipe.threads)
         examples = load_examples(recipe, run.parent / "cache", reports)
-        network = fresh(recipe)
-        student = learner(network, recipe.optim, device, here)
+        student = learner(network, recipe.optim, device, here, warm=not recipe.start)
         done = run_stage("train", student, Patches(examples, recipe), recipe.optim, run=run, reports=reports, resume=resume)
         files = export(recipe, student.average, run / "weights", done=done) if here.first else {}
         if here.first:
