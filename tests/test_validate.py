@@ -91,6 +91,15 @@ def test_structures_that_cannot_be_in_view_are_scored_when_asked_for(recipe: Rec
     assert found["body"].dice == 1
 
 
+def test_what_no_decoder_of_the_recipe_paints_may_be_absent_too(recipe: Recipe, answer: Callable) -> None:
+    """The model holds a heart that the recipe has no decoder for; where the dataset says that there is none, all its voxels are wrong."""
+    answer(lambda masks: {**masks, "heart": masks["body"]})
+    absent = tuple(replace(dataset, absent=("heart",)) for dataset in recipe.dataset)
+    found = validate(replace(recipe, dataset=absent), absent=True)["c"]["heart"]
+    assert (found.reference_ml, found.predicted_ml > 0) == (0, True)
+    assert "heart" not in validate(replace(recipe, dataset=absent))["c"]
+
+
 def test_a_split_without_cases_is_a_usage_error(recipe: Recipe, answer: Callable) -> None:
     """`vall` is answered with the splits there are, not with an empty table."""
     answer(lambda masks: masks)

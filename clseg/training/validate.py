@@ -56,7 +56,7 @@ def _score(case: Case, recipe: Recipe, model: str, device: str, absent: bool) ->
     result = segment(case.ct, model=model, device=device, offline=True)
     held = {label for decoder in recipe.decoder for label in decoder.labels} & set(result.names)
     references = read_masks(case, held, result.scan)
-    for name in held & set(case.dataset.absent if absent else ()) - set(references):
+    for name in set(result.names) & set(case.dataset.absent if absent else ()) - set(references):
         references[name] = np.zeros(result.scan.shape, bool)
     ends = {label: end for decoder in recipe.decoder for label, end in decoder.open_ends.items()}
     return {
