@@ -228,9 +228,9 @@ unstructured = []
 """
 
 RUNS = {
-    "lobes": ("totalsegmentator_tests/example_ct", '["lung_lower_lobe_left", "lung_lower_lobe_right"]', "[]", "none"),
-    "heart": ("totalsegmentator_tests/aorta_report_crop", '["heart"]', '["skeleton"]', "none"),
-    "sarcoma": ("soft_tissue_sarcoma/STS_012", '["gtv_sarcoma"]', "[]", "none"),
+    "lobes": ("totalsegmentator_tests/example_ct", '["lung_lower_lobe_left", "lung_lower_lobe_right"]', "[]", "val"),
+    "heart": ("totalsegmentator_tests/aorta_report_crop", '["heart"]', '["skeleton"]', "val"),
+    "sarcoma": ("soft_tissue_sarcoma/STS_012", '["gtv_sarcoma"]', "[]", "val"),
 }
 
 
