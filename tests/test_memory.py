@@ -400,7 +400,7 @@ def clseg(ct: Path, out: Path, *words: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("length", [200, 600])
 def test_the_plan_is_kept(tmp_path, length):
-    """A torso of 256 × 256 voxels, one or three of it: the starter model stays below the least that it asked for, which is at most half as much again."""
+    """A torso of 256 × 256 voxels, one or three of it: the starter model stays below the least that it asked for, which is at most three quarters more: it counts structures that the torso does not show."""
     write_volume(tmp_path / "ct.nii", torso(length))
     refused = clseg(tmp_path / "ct.nii", tmp_path / "out", "--max-memory", "1M")
     assert refused.returncode == 2, refused.stderr
@@ -411,7 +411,7 @@ def test_the_plan_is_kept(tmp_path, length):
     run = json.loads((tmp_path / "out" / "run.json").read_text())
     measured = max(stage["peak_memory_mib"] for stage in run["stages"]) * 2**20
     assert run["max_memory"] == bytes_of(least)
-    assert measured <= bytes_of(least) <= 1.5 * measured
+    assert measured <= bytes_of(least) <= 1.75 * measured
 
 
 def torso(length: int) -> Volume:

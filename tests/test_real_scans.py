@@ -17,6 +17,7 @@ from tests.lattice import dice
 
 pytestmark = pytest.mark.slow
 
+SCRAPS = {"liver", "spleen", "inferior_vena_cava"}  # a few mL that are found in arms and chest, and not true
 SAME = 0.97  # Dice of an organ in a flipped or permuted copy
 LARGE = 20  # voxels; a handful more or less is no measure
 
@@ -81,12 +82,12 @@ def test_flipped_and_permuted_copies_give_the_same_organs(ct, found, code):
 def test_copies_with_other_voxel_sizes_give_the_same_organs(ct, factor, least):
     """Half as wide, and twice as thick voxels: on the copy's voxels organs agree with the original's result by 0.97 on average.
 
-    All but the muscles of the back, of which the neck shows an end that no label map taught.
+    All but SCRAPS, of which this scan shows nothing or next to nothing.
     """
     from benchmarks.copies import agreement, copied
 
     scan = to_orientation(read(ct), "RAS")
-    found = {name: value for name, value in agreement(scan, copied(scan, factor)).items() if not name.startswith("autochthon")}
+    found = {name: value for name, value in agreement(scan, copied(scan, factor)).items() if name not in SCRAPS}
     assert len(found) >= 11
     assert np.mean(list(found.values())) >= SAME
     assert {name: value for name, value in found.items() if value < least} == {}
