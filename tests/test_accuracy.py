@@ -54,6 +54,7 @@ def test_the_starter_keeps_its_promise(scores: dict[str, dict[str, Scores]], str
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_nothing_is_painted_where_it_cannot_be(scores: dict[str, dict[str, Scores]]) -> None:
     """Organs of the abdomen in heads, of the head in thighs and chests, lungs in knees: at most 1 mL in any of 27 scans; liver and spleen, which an arm beside a chest may look like, IN_ARMS_ML."""
     absent = {(case, name): one.predicted_ml for case, found in scores.items() for name, one in found.items() if one.reference_ml == 0}
