@@ -15,17 +15,22 @@ from clseg.training.average import Average
 from clseg.training.begin import begin
 from clseg.training.export import export
 from clseg.training.network import encoder_spec
-from tests.test_export import recipe  # noqa: F401
+from tests.small_dataset import tiny_recipe
 
 
 @pytest.fixture
-def earlier(recipe: Recipe, tmp_path: Path) -> Path:  # noqa: F811
+def recipe(tmp_path: Path) -> Recipe:
+    return tiny_recipe(tmp_path)
+
+
+@pytest.fixture
+def earlier(recipe: Recipe, tmp_path: Path) -> Path:
     """weights/ of a run of seed 1."""
     export(recipe, Average(begin(replace(recipe, seed=1)), 0.9), tmp_path / "weights", done=6)
     return tmp_path / "weights"
 
 
-def test_weights_of_an_earlier_run_are_taken(recipe: Recipe, earlier: Path) -> None:  # noqa: F811
+def test_weights_of_an_earlier_run_are_taken(recipe: Recipe, earlier: Path) -> None:
     """Encoder and decoders are those of the files, rounded to half precision as they are there, whatever the seed."""
     network = begin(replace(recipe, start=str(earlier), seed=2))
     stored = load(earlier / "encoder.safetensors").tensors
@@ -36,7 +41,7 @@ def test_weights_of_an_earlier_run_are_taken(recipe: Recipe, earlier: Path) -> N
         assert all(torch.equal(tensor, stored[key].float()) for key, tensor in decoder.state_dict().items())
 
 
-def test_a_decoder_that_was_not_there_begins_anew(recipe: Recipe, earlier: Path) -> None:  # noqa: F811
+def test_a_decoder_that_was_not_there_begins_anew(recipe: Recipe, earlier: Path) -> None:
     """A decoder without a file in `start` has the random weights that its seed gives it."""
     first = recipe.decoder[0].name
     (earlier / f"{first}.safetensors").unlink()
@@ -44,7 +49,7 @@ def test_a_decoder_that_was_not_there_begins_anew(recipe: Recipe, earlier: Path)
     assert all(torch.equal(a, b) for a, b in zip(mine.decoders[first].parameters(), fresh.decoders[first].parameters(), strict=True))
 
 
-def test_a_frozen_encoder_is_exported_bit_by_bit(recipe: Recipe, earlier: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_a_frozen_encoder_is_exported_bit_by_bit(recipe: Recipe, earlier: Path, tmp_path: Path) -> None:
     """It does not learn, its file keeps its fingerprint and card, and decoders trained on count the steps of both runs."""
     later = replace(recipe, start=str(earlier), frozen=True)
     network = begin(later)
@@ -59,7 +64,7 @@ def test_a_frozen_encoder_is_exported_bit_by_bit(recipe: Recipe, earlier: Path, 
     assert decoder.card["iterations"] == 11
 
 
-def test_what_cannot_be_begun_with_is_told(recipe: Recipe, earlier: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_what_cannot_be_begun_with_is_told(recipe: Recipe, earlier: Path, tmp_path: Path) -> None:
     """No encoder in `start`, another shape, and a frozen encoder out of nowhere are refused in one sentence."""
     with pytest.raises(RecipeError, match="There is no encoder.safetensors in .*, which the recipe starts from"):
         begin(replace(recipe, start=str(tmp_path / "nowhere")))

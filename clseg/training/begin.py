@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from clseg.errors import RecipeError
-from clseg.network.checkpoint import Checkpoint, TensorDict, load
+from clseg.network.checkpoint import Checkpoint, TensorDict, load, read_header
 from clseg.network.spec import DecoderSpec, EncoderSpec
 from clseg.recipe import Recipe
 from clseg.training.examples import open_labels
@@ -48,7 +48,8 @@ def file_of(recipe: Recipe, part: str) -> Path:
 
 def card_before(recipe: Recipe, part: str) -> dict[str, Any]:
     """The card of a part as this training found it; empty where it begins with random weights."""
-    return load(file_of(recipe, part)).card if recipe.start and file_of(recipe, part).is_file() else {}
+    file = file_of(recipe, part)
+    return read_header(file)["card"] if recipe.start and file.is_file() else {}
 
 
 def _full(tensors: TensorDict) -> TensorDict:

@@ -88,7 +88,11 @@ def export(recipe: Recipe, average: Average, folder: Path, *, done: int) -> dict
     """
     folder.mkdir(parents=True, exist_ok=True)
     spec = encoder_spec(recipe)
-    encoder = started(recipe, "encoder", spec) if recipe.frozen else Checkpoint("encoder", spec, _part(average, "encoder."), card=_card(recipe, done, "encoder"))
+    mine = _card(recipe, done)
+    if recipe.frozen:
+        encoder = started(recipe, "encoder", spec)
+    else:
+        encoder = Checkpoint("encoder", spec, _part(average, "encoder."), card=_with_earlier(mine, card_before(recipe, "encoder")))
     key = fingerprint(encoder.tensors, spec)
     scorer = recipe.folder / recipe.bodypart if recipe.bodypart else None
     ranges = learned_ranges(recipe, load_bodypart(scorer)) if scorer else {}
@@ -97,7 +101,7 @@ def export(recipe: Recipe, average: Average, folder: Path, *, done: int) -> dict
     for decoder in recipe.decoder:
         part = _part(average, f"decoders.{decoder.name}.")
         files[decoder.name] = folder / f"{decoder.name}.safetensors"
-        where, about = ranges.get(decoder.name, DecoderRange()), {**_card(recipe, done, decoder.name), "pathological": decoder.pathological}
+        where, about = ranges.get(decoder.name, DecoderRange()), _with_earlier(mine, card_before(recipe, decoder.name)) | {"pathological": decoder.pathological}
         save(files[decoder.name], Checkpoint("decoder", decoder_spec(decoder), part, key, where.whole, about, where.apart))
     if scorer:
         files[BODYPART] = folder / "bodypart.safetensors"
@@ -111,11 +115,16 @@ def _part(average: Average, prefix: str) -> dict[str, torch.Tensor]:
     return {k.removeprefix(prefix): v.half() for k, v in average.tensors.items() if k.startswith(prefix)}
 
 
-def _card(recipe: Recipe, done: int, part: str) -> dict[str, Any]:
-    """What a user must know about these weights before trusting them; iterations and cases are those of all runs together."""
-    before = card_before(recipe, part)
+def _card(recipe: Recipe, done: int) -> dict[str, Any]:
+    """What a user must know about these weights before trusting them."""
     return {
         **origin(recipe, recipe.dataset),
-        "iterations": before.get("iterations", 0) + done,
-        "cases": sorted({case.name for case in find_cases(recipe)} | set(before.get("cases", ()))),
+        "iterations": done,
+        "cases": sorted(case.name for case in find_cases(recipe)),
     }
+
+
+def _with_earlier(card: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
+    """The card of a part that was trained on: iterations and cases are those of all runs together."""
+    cases = sorted({*card["cases"], *before.get("cases", ())})
+    return {**card, "iterations": before.get("iterations", 0) + card["iterations"], "cases": cases}
