@@ -6,6 +6,7 @@ Run by hand on a machine with CUDA: `python -m pytest -m gpu tests/test_gpu.py`.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,11 +19,16 @@ from clseg.network.encoder import Encoder
 from clseg.network.model import Model
 from clseg.network.spec import DecoderSpec, EncoderSpec, Grid, Intensity, Level, Stage
 from clseg.phantom import small_phantom
+from clseg.training.loop import Step, learner, train
+from clseg.training.network import fresh
+from clseg.training.patches import Patches
 from clseg.weights.importers.install import install
 from clseg.weights.importers.nnunet import find_trainings, read_training
 from tests.conftest import tiny_network
 from tests.small_nnunet import plans, write_model
 from tests.test_engine import supported_network
+from tests.test_loop import example as bright_bone
+from tests.test_loop import recipe as learned
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -114,3 +120,16 @@ def test_an_imported_network_finds_the_same_on_a_gpu(tmp_path: Path, own_home: P
     (training,) = find_trainings(write_model(tmp_path / "m", "residual", plan=plan))
     install("mini", read_training(training), description="imported", licence="CC0-1.0", home=own_home)
     assert same(segmented("cuda", model="mini"), segmented("cpu", model="mini")) > 0.98
+
+
+def test_a_recorded_step_teaches_what_a_plain_one_does() -> None:
+    """Twelve steps on the same patches (float32), some of which teach one decoder alone: losses agree to a thousandth."""
+    plan = learned(iterations=12)
+    losses = []
+    for record in (False, True):
+        steps: list[Step] = []
+        rule = replace(plan.optim, record=record)
+        train(learner(fresh(plan), rule, "cuda"), Patches([bright_bone()], plan), rule, callbacks=(steps.append,))
+        losses.append([step.losses for step in steps])
+    for plain, recorded in zip(*losses, strict=True):
+        assert plain == pytest.approx(recorded, rel=1e-3, abs=1e-3)

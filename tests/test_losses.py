@@ -146,8 +146,7 @@ def test_coarse_finest_logits_are_judged_at_full_resolution() -> None:
 def test_beyond_an_open_end_is_background_or_the_open_label() -> None:
     """Label 2 has open ends: where its contours have stopped label 1 alone is pushed down, by as much as background and label 2 gain."""
     logits = voxels([0.0, 0.0, 0.0])
-    open_ended = torch.tensor([False, True])
-    loss = partial_loss(logits, target(OPEN), annotated(True, True), open_ended)
+    loss = partial_loss(logits, target(OPEN), annotated(True, True), [False, True])
     assert loss.item() == pytest.approx(log(3 / 2) + (1 + 0) / 2, abs=1e-3)  # the Dice of label 2 does not see the voxel
     loss.backward()
     assert logits.grad[0, :, 0, 0, 0].tolist() == pytest.approx([-1 / 6, 1 / 3, -1 / 6], abs=1e-3)

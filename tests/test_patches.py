@@ -216,6 +216,14 @@ def test_a_mirrored_patch_has_its_labels_mirrored_with_it() -> None:
     assert 6 < sum(right) < 18
 
 
+def test_a_dataset_that_is_not_to_be_mirrored_is_not() -> None:
+    """Label 2 lies on the right in every patch of 'one', which says mirror = false, though the recipe mirrors."""
+    plan = recipe(replace(STRAIGHT, mirror=True))
+    plan = replace(plan, dataset=tuple(replace(d, mirror=False, weight=1.0 if d.name == "one" else 0.0) for d in plan.dataset))
+    source = Patches([example(halves(0))], plan)
+    assert all((draw(source, seed).targets["d"][-1] == 2).all() for seed in range(12))
+
+
 def test_left_stays_left_in_a_mirror(monkeypatch: pytest.MonkeyPatch) -> None:
     """With both lungs as labels the left half of every patch is the left lung, mirrored or not; what is annotated changes sides too."""
     plan = replace(recipe(replace(STRAIGHT, mirror=True)), decoder=(DecoderRecipe(name="d", labels=("lung_left", "lung_right")),))

@@ -95,6 +95,7 @@ class DatasetRecipe:
     complete: bool = knob("a structure named without a voxel is truly absent in the case, not unknown", False)
     synthetic: bool = knob("label maps without a CT: CTs are synthesised while training", False)
     trust_sides: bool = knob("train even where left lies to the right of right (labels are mirrored, or the organs are)", False)
+    mirror: bool = knob("let augment.mirror flip these cases too; not torsos, whose organs lie on one side", True)
     absent: tuple[str, ...] = knob("structures that cannot be in view in any of these cases: true background", ())
     absent_above: dict[str, str] = knob(
         "maps a structure to a landmark: from the landmark's lowest slice up it is true background (no lung above the mandible)",
@@ -171,7 +172,8 @@ class OptimRecipe:
     deep_supervision: int = knob("finest stages that get a loss", 3)
     precision: str = knob("float32, bfloat16 or, on CUDA, float16", "bfloat16")
     checkpoint_every: int = knob("steps between saved states", 200)
-    workers: int = knob("processes that cut patches while others are learned from: a GPU wants as many as there are cores; 0: a thread, enough for a CPU", 0)
+    record: bool = knob("on CUDA: record a step once and replay it, every decoder on every patch; many times as fast with small decoders", False)
+    workers: int = knob("processes that cut patches on the CPU while others are learned from; 0: a GPU cuts its own, for a CPU a thread does", 0)
 
 
 @dataclass(frozen=True)

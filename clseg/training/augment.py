@@ -32,9 +32,9 @@ def in_voxels(matrix: np.ndarray, spacing: Spacing) -> np.ndarray:
     return matrix * (np.array(spacing)[None, :] / np.array(spacing)[:, None])
 
 
-def maybe_mirrored(matrix: np.ndarray, orientation: str, rng: np.random.Generator, rule: AugmentRecipe) -> np.ndarray:
-    """The matrix, half of the time with left and right swapped if the recipe allows it."""
-    if not rule.mirror or rng.random() < 0.5:
+def maybe_mirrored(matrix: np.ndarray, orientation: str, rng: np.random.Generator) -> np.ndarray:
+    """The matrix, half of the time with left and right swapped."""
+    if rng.random() < 0.5:
         return matrix
     flip = np.array([-1.0 if letter in "LR" else 1.0 for letter in orientation])
     return matrix * flip[None, :]
@@ -68,13 +68,13 @@ def change_intensity(
     if rng.random() < rule.thick_slices_probability:
         hu = _thick_slices(hu, spacing_mm, rng.uniform(*rule.thick_slices_mm))
     if rng.random() < rule.noise_probability:
-        noise = torch.Generator().manual_seed(int(rng.integers(2**31)))
-        hu = hu + torch.randn(hu.shape, generator=noise) * rng.uniform(0, rule.noise_hu)
+        noise = torch.Generator(hu.device).manual_seed(int(rng.integers(2**31)))
+        hu = hu + torch.randn(hu.shape, generator=noise, device=hu.device) * rng.uniform(0, rule.noise_hu)
     return hu
 
 
 def _blur(hu: torch.Tensor, sigma: float) -> torch.Tensor:
-    x = torch.arange(-2, 3, dtype=torch.float32)
+    x = torch.arange(-2, 3, dtype=torch.float32, device=hu.device)
     kernel = torch.exp(-0.5 * (x / sigma) ** 2)
     kernel = kernel / kernel.sum()
     out = hu[None, None]

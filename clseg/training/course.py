@@ -93,7 +93,7 @@ class Course:
         """One stage from its saved state, or its start, to its end; its averages become the stage's files."""
         student = self.student(decoders, rule, helpers, warm=warm)
         name = stage if stage == "dense" else f"{stage}-{next(iter(decoders))}"
-        patches = patches_for(self.examples, self.plan, name, decoders)
+        patches = patches_for(self.examples, self.plan, name, decoders, self.device)
         callbacks: list[Callable[[Step], None]] = []
         if validate and self.plan.validation.every and self.here.first:
             callbacks.append(Validation(self, student, name))

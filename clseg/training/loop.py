@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -18,6 +18,7 @@ from clseg.training.average import Average
 from clseg.training.distributed import World, joined
 from clseg.training.network import Trainee
 from clseg.training.patches import Patch
+from clseg.training.recorded import Recorded
 
 
 class Source(Protocol):
@@ -65,7 +66,7 @@ def make_optimiser(network: torch.nn.Module, rule: OptimRecipe) -> torch.optim.O
     weights = [p for p in network.parameters() if p.requires_grad and p.ndim > 1]
     others = [p for p in network.parameters() if p.requires_grad and p.ndim <= 1]
     groups = [{"params": weights, "weight_decay": rule.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=rule.rate)
+    return torch.optim.AdamW(groups, lr=rule.rate, fused=all(p.is_cuda for p in (*weights, *others)) or None)
 
 
 def rate_at(iteration: int, rule: OptimRecipe) -> float:
@@ -81,13 +82,13 @@ def train(
 
     Raises TrainingError, before the weights are touched, when a loss is not a number.
     """
-    network = joined(learner.network, learner.here)
+    gradients = _gradients(learner, rule)
     clock = time.perf_counter()
     for iteration, batch in enumerate(_batches(source, start, rule), start):
         rate = rate_at(iteration, rule)
         for group in learner.optimiser.param_groups:
             group["lr"] = rate
-        values = _descend(learner, network(batch, rule, learner.device), rule, iteration + 1)
+        values = _descend(learner, *gradients(batch), rule, iteration + 1)
         learner.average.update(learner.network, iteration)
 
         now = time.perf_counter()
@@ -113,9 +114,13 @@ def _by_a_thread(source: Source, start: int, stop: int) -> Iterator[list[Patch]]
 
 
 def _by_workers(source: Source, start: int, rule: OptimRecipe) -> Iterator[list[Patch]]:
-    """The same batches, in the same order: what a batch holds follows from its number alone."""
-    loader = DataLoader(_Numbered(source), batch_size=None, sampler=range(start, rule.iterations), num_workers=rule.workers)
-    yield from loader
+    """The same batches, in the same order: what a batch holds follows from its number alone.  A thread unpacks the next one."""
+    loader = iter(DataLoader(_Numbered(source), batch_size=None, sampler=range(start, rule.iterations), num_workers=rule.workers))
+    with ThreadPoolExecutor(1) as ahead:
+        upcoming = ahead.submit(next, loader, None)
+        while (batch := upcoming.result()) is not None:
+            upcoming = ahead.submit(next, loader, None)
+            yield batch
 
 
 @dataclass(frozen=True)
@@ -128,25 +133,38 @@ class _Numbered(Dataset[list[Patch]]):
         return self.source.batch(iteration)
 
 
-def _descend(learner: Learner, losses: dict[str, torch.Tensor], rule: OptimRecipe, iteration: int) -> dict[str, float]:
-    """One step down the gradient of all losses, its norm clipped; returns the losses as numbers.
+def _gradients(learner: Learner, rule: OptimRecipe) -> Callable[[Sequence[Patch]], tuple[list[str], torch.Tensor]]:
+    """What turns a batch into the names of the decoders that it teaches and their losses, with gradients in the parameters."""
+    if rule.record and learner.device.startswith("cuda") and learner.here.size == 1 and learner.scaler is None:
+        return Recorded(learner.network, rule, learner.device)
+    network = joined(learner.network, learner.here)
+
+    def gradients(batch: Sequence[Patch]) -> tuple[list[str], torch.Tensor]:
+        learner.optimiser.zero_grad(set_to_none=True)
+        losses = network(batch, rule, learner.device)
+        every = torch.stack(list(losses.values()))
+        (learner.scaler.scale(every.sum()) if learner.scaler else every.sum()).backward()
+        return list(losses), every
+
+    return gradients
+
+
+def _descend(learner: Learner, names: Sequence[str], losses: torch.Tensor, rule: OptimRecipe, iteration: int) -> dict[str, float]:
+    """One step down the gradient, its norm clipped; returns the losses as numbers.
 
     The numbers are asked for once, and late: a GPU is waited for only when all its work is given.
     """
     scaler, optimiser = learner.scaler, learner.optimiser
-    every = torch.stack(list(losses.values()))
-    (scaler.scale(every.sum()) if scaler else every.sum()).backward()
     if scaler:
         scaler.unscale_(optimiser)
     torch.nn.utils.clip_grad_norm_(learner.network.parameters(), rule.clip_norm)
-    values = dict(zip(losses, every.detach().tolist(), strict=True))
+    values = dict(zip(names, losses.detach().tolist(), strict=True))
     _refuse_not_finite(values, iteration)
     if scaler:
         scaler.step(optimiser)
         scaler.update()
     else:
         optimiser.step()
-    optimiser.zero_grad(set_to_none=True)
     return values
 
 

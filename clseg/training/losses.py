@@ -13,7 +13,7 @@ SMOOTH = 1e-5
 
 
 def deep_loss(
-    logits: Sequence[torch.Tensor], target: torch.Tensor, annotated: torch.Tensor, open_ended: torch.Tensor | None = None
+    logits: Sequence[torch.Tensor], target: torch.Tensor, annotated: torch.Tensor, open_ended: Sequence[bool] = ()
 ) -> torch.Tensor:
     """Weighted mean of `partial_loss` over resolutions, finest first, weights 1, 1/2, 1/4 …
 
@@ -33,7 +33,7 @@ def deep_loss(
 
 
 def partial_loss(
-    logits: torch.Tensor, target: torch.Tensor, annotated: torch.Tensor, open_ended: torch.Tensor | None = None
+    logits: torch.Tensor, target: torch.Tensor, annotated: torch.Tensor, open_ended: Sequence[bool] = ()
 ) -> torch.Tensor:
     """Cross-entropy + soft Dice where only some labels are annotated.
 
@@ -41,53 +41,54 @@ def partial_loss(
     `annotated` (n, K) bool.  Per case the softmax runs over background and the
     labels annotated there (masked softmax): what a case does not annotate is
     neither pushed down nor pulled up by it.  A voxel called 254 is background or one of
-    the labels that `open_ended` (K,) names: its likelihood is the sum of theirs, so all other
+    the labels that `open_ended` (one bool for each) names: its likelihood is the sum of theirs, so all other
     labels are pushed down there (marginal loss, Shi et al. 2021, arXiv 2007.03868).
 
-    `annotated` and `open_ended` decide what is computed: with both on the CPU a GPU is never waited for.
+    What is computed does not depend on what the tensors hold, so that a GPU is never waited for and can record it.
     """
-    some_open = open_ended is not None and bool(open_ended.any())
-    known = target != IGNORE if some_open else target < OPEN
+    possible = [0, *(label for label, open_ in enumerate(open_ended, 1) if open_)]
+    known = target != IGNORE if len(possible) > 1 else target < OPEN
     shut = torch.zeros_like(annotated, dtype=torch.float32).masked_fill(~annotated, float("-inf"))
-    shut = _beside(torch.nn.functional.pad(shut, (1, 0)), logits)
+    shut = torch.nn.functional.pad(shut, (1, 0))
     log_probability = torch.log_softmax(logits.float() + shut[:, :, None, None, None], dim=1)
     chosen = log_probability.gather(1, target.masked_fill(target >= OPEN, 0).long()[:, None])[:, 0]
-    if some_open:
-        possible = _beside(torch.cat([open_ended.new_ones(1), open_ended]).nonzero().flatten(), logits)
-        either = torch.logsumexp(log_probability.index_select(1, possible), dim=1)
+    if len(possible) > 1:
+        either = torch.logsumexp(torch.stack([log_probability[:, label] for label in possible], dim=1), dim=1)
         chosen = torch.where(target == OPEN, either, chosen)
     cross_entropy = -(chosen * known).sum() / known.sum().clamp(min=1)
-    return cross_entropy + _dice_loss(log_probability, target, annotated, open_ended if some_open else None)
+    return cross_entropy + _dice_loss(log_probability, target, annotated, possible[1:])
 
 
-def _dice_loss(
-    log_probability: torch.Tensor, target: torch.Tensor, annotated: torch.Tensor, open_ended: torch.Tensor | None
-) -> torch.Tensor:
-    """1 − mean soft Dice over labels annotated somewhere in the batch; sums run over the whole batch.
+def _dice_loss(log_probability: torch.Tensor, target: torch.Tensor, annotated: torch.Tensor, open_labels: Sequence[int]) -> torch.Tensor:
+    """1 − mean soft Dice over labels annotated somewhere in the batch, 0 without any; sums run over the whole batch.
 
     A label is judged where the target is known; one with open ends not where the target is 254, the others there too.
     """
-    if not annotated.any():
-        return log_probability[:, 0].sum() * 0
     probability = log_probability.exp().flatten(2)  # (n, K+1, voxels)
     target = target.flatten(1)
-    known = (target < OPEN) if open_ended is None else (target != IGNORE)
-    claimed = _sums(probability, known)
-    if open_ended is not None:
-        claimed = claimed - _sums(probability, target == OPEN) * _beside(open_ended, claimed)
+    claimed = _sums(probability, target != IGNORE if open_labels else target < OPEN)
+    if open_labels:
+        beyond = _sums(probability, target == OPEN)
+        claimed = torch.stack([one - beyond[:, i] if i + 1 in open_labels else one for i, one in enumerate(claimed.unbind(1))], dim=1)
     index = target.masked_fill(target >= OPEN, 0).long()
     hits = probability.gather(1, index[:, None])[:, 0]
-    overlap = torch.zeros_like(probability[:, :, 0]).scatter_add(1, index, hits)[:, 1:]
-    truth = torch.zeros_like(probability[:, :, 0]).scatter_add(1, index, torch.ones_like(hits))[:, 1:]
-    rows = _beside(annotated.float(), probability)
+    labels = probability.shape[1]
+    overlap, truth = _by_label(hits, index, labels)[:, 1:], _by_label(torch.ones_like(hits), index, labels)[:, 1:]
+    rows = annotated.float()
     dice = (2 * (overlap * rows).sum(0) + SMOOTH) / ((claimed * rows).sum(0) + (truth * rows).sum(0) + SMOOTH)
-    judged = _beside(annotated.any(0).nonzero().flatten(), dice)
-    return 1 - dice.index_select(0, judged).mean()
+    judged = annotated.any(0).float()
+    return ((1 - dice) * judged).sum() / judged.sum().clamp(min=1)
 
 
-def _beside(small: torch.Tensor, large: torch.Tensor) -> torch.Tensor:
-    """`small` on the device of `large`."""
-    return small.to(large.device, non_blocking=True)
+def _by_label(values: torch.Tensor, index: torch.Tensor, labels: int) -> torch.Tensor:
+    """Sums of `values` (n, voxels) by label: (n, labels).
+
+    Adding up in place is quickest on a CPU; on a GPU all voxels would queue for a few numbers.
+    """
+    if not values.is_cuda:
+        return values.new_zeros(len(values), labels).scatter_add(1, index, values)
+    mine = index[:, None] == torch.arange(labels, device=index.device)[:, None]
+    return torch.where(mine, values[:, None], 0).sum(2)
 
 
 def _sums(probability: torch.Tensor, where: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -64,21 +65,22 @@ class Trainee(nn.Module):
 
     def forward(self, batch: Sequence[Patch], rule: OptimRecipe, device: str = "cpu") -> dict[str, torch.Tensor]:
         """The loss of every decoder; each learns from the patches that annotate its organs."""
-        with torch.autocast(device.split(":")[0], dtype=getattr(torch, rule.precision), enabled=rule.precision != "float32"):
-            features = self.features(torch.stack([patch.image for patch in batch]).to(device=device, memory_format=_order(device)))
+        images = torch.stack([patch.image for patch in batch])
+        return self.losses(images.to(device), lessons(batch, self.decoders, device), rule)
+
+    def losses(self, images: torch.Tensor, given: Mapping[str, Lesson], rule: OptimRecipe) -> dict[str, torch.Tensor]:
+        """The loss of every decoder that a lesson is given; `images` (n, 1, x, y, z) are on the device of the weights."""
+        device = images.device.type
+        with torch.autocast(device, dtype=getattr(torch, rule.precision), enabled=rule.precision != "float32"):
+            features = self.features(images.to(memory_format=_order(device)))
             supports = self._supports(features)
             losses = {}
-            for name, decoder in self.decoders.items():
-                rows = [i for i, patch in enumerate(batch) if name in patch.targets]
-                if not rows:
-                    continue
-                mine = [_rows(level, rows) for level in features]
-                helping = [[_rows(level, rows) for level in supports[s.name]] for s in decoder.spec.supporters]
-                target = torch.stack([batch[i].targets[name] for i in rows]).to(device)
-                annotated = torch.tensor([batch[i].annotated[name] for i in rows])
+            for name, lesson in given.items():
+                decoder = self.decoders[name]
+                mine = [_rows(level, lesson.rows) for level in features]
+                helping = [[_rows(level, lesson.rows) for level in supports[s.name]] for s in decoder.spec.supporters]
                 logits = decoder.forward_deep(mine, rule.deep_supervision, helping)
-                open_ended = torch.tensor(self.open_labels.get(name, [False] * annotated.shape[1]))
-                losses[name] = deep_loss(logits, target, annotated, open_ended)
+                losses[name] = deep_loss(logits, lesson.target, lesson.annotated, self.open_labels.get(name, ()))
         return losses
 
     def _supports(self, features: list[torch.Tensor]) -> dict[str, list[torch.Tensor]]:
@@ -90,15 +92,35 @@ class Trainee(nn.Module):
             return dict(self.helpers.logits(features, sorted(names), len(features)))
 
 
+@dataclass(frozen=True)
+class Lesson:
+    """What a decoder learns from a batch: the numbers of the patches, their targets (n, x, y, z), and which labels are annotated (n, K)."""
+
+    rows: Sequence[int]
+    target: torch.Tensor
+    annotated: torch.Tensor
+
+
+def lessons(batch: Sequence[Patch], decoders: Iterable[str], device: str) -> dict[str, Lesson]:
+    """A lesson for every decoder that some patch teaches, on `device`."""
+    found = {}
+    for name in decoders:
+        if rows := [i for i, patch in enumerate(batch) if name in patch.targets]:
+            target = torch.stack([batch[i].targets[name] for i in rows])
+            annotated = torch.tensor([batch[i].annotated[name] for i in rows])
+            found[name] = Lesson(rows, target.to(device), annotated.to(device, non_blocking=True))
+    return found
+
+
 def _order(device: str) -> torch.memory_format:
     """Channels come last on a GPU, which saves 7 % of a step's time (LOG.md, 2026-11-26); on a CPU they cost five times as much."""
     return torch.channels_last_3d if device.startswith("cuda") else torch.contiguous_format
 
 
-def _rows(level: torch.Tensor, rows: list[int]) -> torch.Tensor:
+def _rows(level: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
     """Some patches of a feature map; neighbours as a view, whose gradient needs no scatter."""
     first, last = rows[0], rows[-1]
-    return level[first : last + 1] if last - first + 1 == len(rows) else level[rows]
+    return level[first : last + 1] if last - first + 1 == len(rows) else level[list(rows)]
 
 
 def fresh(recipe: Recipe) -> Trainee:

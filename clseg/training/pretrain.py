@@ -44,7 +44,7 @@ def pretrain(recipe: Recipe, run: Path, *, resume: bool = False, reports: Report
         quicken(recipe.threads)
         examples = load_examples(recipe, run.parent / "cache", reports)
         student = learner(network, recipe.optim, device, here, warm=not recipe.start)
-        done = run_stage("train", student, Patches(examples, recipe), recipe.optim, run=run, reports=reports, resume=resume)
+        done = run_stage("train", student, Patches(examples, recipe, device), recipe.optim, run=run, reports=reports, resume=resume)
         files = export(recipe, student.average, run / "weights", done=done) if here.first else {}
         if here.first:
             draw_curves(run)

@@ -106,7 +106,7 @@ def _try(
     steps = course.rule(rule.iterations, rule.rate)
     learner = course.student({name: student}, steps, helpers)
     with held(learner):
-        patches = patches_for(course.examples, course.plan, stage, [name])
+        patches = patches_for(course.examples, course.plan, stage, [name], course.device)
         run_stage(stage, learner, patches, steps, run=course.run, reports=course.reports, resume=course.resume)
     result = averaged(learner)[name]
     dice = course.mean({name: result}, helpers)

@@ -17,8 +17,8 @@ from clseg.training.patches import Patches
 from clseg.training.run import STATE, Keeper, Metrics, Reports
 
 
-def patches_for(examples: Sequence[Example], plan: Recipe, stage: str, decoders: Iterable[str]) -> Patches:
-    """Patches that teach these decoders, and are this stage's own: another stage draws others from the same seed.
+def patches_for(examples: Sequence[Example], plan: Recipe, stage: str, decoders: Iterable[str], device: str = "cpu") -> Patches:
+    """Patches, made on `device`, that teach these decoders, and are this stage's own: another stage draws others from the same seed.
 
     Datasets without a case for them are not drawn from.
     """
@@ -29,7 +29,7 @@ def patches_for(examples: Sequence[Example], plan: Recipe, stage: str, decoders:
     if not any(dataset.weight > 0 for dataset in datasets):
         raise TrainingError(f"No case to learn from annotates a structure of the decoder {' or '.join(sorted(names))}.")
     seed = (plan.seed + zlib.crc32(stage.encode())) % 2**31
-    return Patches(useful, replace(plan, seed=seed, dataset=datasets))
+    return Patches(useful, replace(plan, seed=seed, dataset=datasets), device)
 
 
 def _only(example: Example, names: set[str]) -> Example:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
+import torch
 
 from clseg.errors import InputError
 from clseg.spatial.orient import to_orientation
@@ -21,6 +23,16 @@ DISC_MM = 6.0  # half the thickest disc
 MOST = 250  # structures; ids must fit uint8 with room for 255
 HULL_STEP_MM = 4.0
 HULL_SMOOTH_MM = 8.0
+
+
+@dataclass(frozen=True)
+class Maps:
+    """What an atlas knows of every voxel, as tensors on one device: see `Atlas`."""
+
+    near: torch.Tensor
+    depth: torch.Tensor
+    hull: torch.Tensor
+    surface: torch.Tensor | None
 
 
 @dataclass(frozen=True)
@@ -41,6 +53,22 @@ class Atlas:
     surface: np.ndarray | None
     spacing_mm: float
     orientation: str
+    held: dict[str, Maps] = field(default_factory=dict, compare=False, repr=False)
+
+    def maps(self, device: str) -> Maps:
+        """The arrays as tensors on a device, brought there once."""
+        if device not in self.held:
+            parts = (self.near, self.depth, self.hull, self.surface)
+            self.held[device] = Maps(*(None if part is None else torch.from_numpy(part).to(device) for part in parts))
+        return self.held[device]
+
+    @cached_property
+    def back_mm(self) -> float:
+        """How far behind the middle the skin, or the outline where there is none, reaches, mm (negative)."""
+        axis, sign = axis_along(self.orientation, "A")
+        outline = self.hull if self.surface is None else self.surface
+        rows = np.flatnonzero((outline < 0).any(axis=tuple(a for a in range(3) if a != axis))[::sign])
+        return float((rows[0] - (self.shape[axis] - 1) / 2) * self.spacing_mm) if rows.size else 0.0
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -59,6 +87,13 @@ class Atlas:
             if name in labels:
                 table[id] = 1 + list(labels).index(name)
         return table
+
+
+def axis_along(orientation: str, letter: str) -> tuple[int, int]:
+    """The axis that lies along a direction of the patient, and whether it points there (1) or away (-1)."""
+    opposite = {"R": "L", "A": "P", "S": "I"}[letter]
+    axis = next(i for i, code in enumerate(orientation) if code in (letter, opposite))
+    return axis, 1 if orientation[axis] == letter else -1
 
 
 def build_atlas(

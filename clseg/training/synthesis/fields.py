@@ -24,23 +24,23 @@ def knots_for(shape: Sequence[int], spacing: Sequence[float], wave_mm: float) ->
 
 
 def noise(shape: Sequence[int], rng: np.random.Generator) -> torch.Tensor:
-    """Independent standard normal numbers, float32."""
-    generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+    """Independent standard normal numbers, float32, on the device that is the default where this is called."""
+    generator = torch.Generator(torch.get_default_device()).manual_seed(int(rng.integers(2**62)))
     return torch.randn(tuple(shape), generator=generator)
 
 
 def spread(knots: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
     """Cubic B-spline of `knots` (kx, ky, kz) on `shape` voxels; the outermost knots lie beyond the border."""
-    x, y, z = (spline(k, n) for k, n in zip(knots.shape, shape, strict=True))
+    x, y, z = (spline(k, n, knots.device) for k, n in zip(knots.shape, shape, strict=True))
     first = (x @ knots.reshape(len(knots), -1)).reshape(-1, *knots.shape[1:])
     return y @ first @ z.T
 
 
 @lru_cache(maxsize=256)
-def spline(knots: int, voxels: int) -> torch.Tensor:
+def spline(knots: int, voxels: int, device: torch.device | str = "cpu") -> torch.Tensor:
     """Weights (voxels, knots) of cubic B-splines, rows summing to 1."""
-    place = 1 + (torch.arange(voxels, dtype=torch.float64) + 0.5) / voxels * (knots - 3)
-    far = (place[:, None] - torch.arange(knots, dtype=torch.float64)[None]).abs()
+    place = 1 + (torch.arange(voxels, dtype=torch.float64, device=device) + 0.5) / voxels * (knots - 3)
+    far = (place[:, None] - torch.arange(knots, dtype=torch.float64, device=device)[None]).abs()
     near = 2 / 3 - far**2 + far**3 / 2
     tail = (2 - far).clamp(min=0) ** 3 / 6
     return torch.where(far < 1, near, tail).float()

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from clseg.recipe import SynthesisRecipe
-from clseg.training.synthesis.atlas import HALF_MM, Atlas
+from clseg.training.synthesis.atlas import HALF_MM, Atlas, axis_along
 from clseg.training.synthesis.deform import displacement
 from clseg.training.synthesis.fields import smooth
 from clseg.training.synthesis.tables import Palette
@@ -60,12 +60,12 @@ def look(atlas: Atlas, pose: Pose, palette: Palette, rule: SynthesisRecipe, rng:
     near = near.long()
     depth = linear[0] / HALF_MM + palette.border_mm[near] * (0.75 + 0.5 * sway).clamp(-0.5, 2)
     right, front, up = (_towards(place, atlas.orientation, letter) for letter in "RAS")
-    half_mm = atlas.shape[_axis(atlas.orientation, "S")[0]] * atlas.spacing_mm / 2
+    half_mm = atlas.shape[axis_along(atlas.orientation, "S")[0]] * atlas.spacing_mm / 2
     beyond = up.abs() > half_mm
     beyond |= _cropped(up, rule, rng)
     ids = torch.where(depth > 0, near, 0).to(torch.uint8).masked_fill_(beyond, UNKNOWN)
     surface = linear[2] + aside if atlas.surface is not None else None
-    return Scene(near, depth, linear[1] + aside, surface, ids, right, front, up, beyond, _back(atlas), pose.spacing)
+    return Scene(near, depth, linear[1] + aside, surface, ids, right, front, up, beyond, atlas.back_mm, pose.spacing)
 
 
 def _places(pose: Pose) -> torch.Tensor:
@@ -88,9 +88,10 @@ def _sample(atlas: Atlas, voxel: torch.Tensor) -> tuple[torch.Tensor, torch.Tens
     size = torch.tensor([b - a for a, b in zip(low, high, strict=True)], dtype=torch.float32).view(3, 1, 1, 1)
     scaled = (voxel - torch.tensor(low, dtype=torch.float32).view(3, 1, 1, 1)) * (2 / (size - 1)) - 1
     lattice = scaled.flip(0).permute(1, 2, 3, 0)[None]
-    maps = [atlas.depth, atlas.hull, *([atlas.surface] if atlas.surface is not None else [])]
-    linear = torch.from_numpy(np.stack([m[box] for m in maps])).float()
-    near = torch.from_numpy(np.ascontiguousarray(atlas.near[box])).float()
+    held = atlas.maps(str(voxel.device))
+    maps = [held.depth, held.hull, *([held.surface] if held.surface is not None else [])]
+    linear = torch.stack([m[box] for m in maps]).float()
+    near = held.near[box].float()
     look_up = torch.nn.functional.grid_sample
     return (
         look_up(near[None, None], lattice, mode="nearest", padding_mode="border", align_corners=True)[0, 0],
@@ -100,20 +101,13 @@ def _sample(atlas: Atlas, voxel: torch.Tensor) -> tuple[torch.Tensor, torch.Tens
 
 def _aside(atlas: Atlas, voxel: torch.Tensor) -> torch.Tensor:
     """mm beyond the atlas to the sides, front or back; 0 within."""
-    up = _axis(atlas.orientation, "S")[0]
+    up = axis_along(atlas.orientation, "S")[0]
     sides = [axis for axis in range(3) if axis != up]
     return sum((voxel[a] - voxel[a].clamp(0, atlas.shape[a] - 1)).abs() for a in sides) * atlas.spacing_mm  # type: ignore[return-value]
 
 
-def _axis(orientation: str, letter: str) -> tuple[int, int]:
-    """The axis that lies along a direction of the patient, and whether it points there (1) or away (-1)."""
-    opposite = {"R": "L", "A": "P", "S": "I"}[letter]
-    axis = next(i for i, code in enumerate(orientation) if code in (letter, opposite))
-    return axis, 1 if orientation[axis] == letter else -1
-
-
 def _towards(place: torch.Tensor, orientation: str, letter: str) -> torch.Tensor:
-    axis, sign = _axis(orientation, letter)
+    axis, sign = axis_along(orientation, letter)
     return place[axis] * sign
 
 
@@ -125,11 +119,3 @@ def _cropped(up: torch.Tensor, rule: SynthesisRecipe, rng: np.random.Generator) 
     if rng.random() < 0.5:
         return up < level
     return up > float(up.max() + up.min()) - level
-
-
-def _back(atlas: Atlas) -> float:
-    """How far behind the middle the skin, or the outline where there is none, reaches, mm (negative)."""
-    axis, sign = _axis(atlas.orientation, "A")
-    outline = atlas.hull if atlas.surface is None else atlas.surface
-    rows = np.flatnonzero((outline < 0).any(axis=tuple(a for a in range(3) if a != axis))[::sign])
-    return float((rows[0] - (atlas.shape[axis] - 1) / 2) * atlas.spacing_mm) if rows.size else 0.0
