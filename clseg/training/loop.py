@@ -17,6 +17,7 @@ from clseg.recipe import OptimRecipe
 from clseg.training.average import Average
 from clseg.training.distributed import World, joined
 from clseg.training.network import Trainee
+from clseg.training.parcel import Parcel, pack, unpack
 from clseg.training.patches import Patch
 from clseg.training.recorded import Recorded
 
@@ -118,19 +119,19 @@ def _by_workers(source: Source, start: int, rule: OptimRecipe) -> Iterator[list[
     loader = iter(DataLoader(_Numbered(source), batch_size=None, sampler=range(start, rule.iterations), num_workers=rule.workers))
     with ThreadPoolExecutor(1) as ahead:
         upcoming = ahead.submit(next, loader, None)
-        while (batch := upcoming.result()) is not None:
+        while (parcel := upcoming.result()) is not None:
             upcoming = ahead.submit(next, loader, None)
-            yield batch
+            yield unpack(parcel)
 
 
 @dataclass(frozen=True)
-class _Numbered(Dataset[list[Patch]]):
+class _Numbered(Dataset[Parcel]):
     """A source as a dataset, whose items are batches."""
 
     source: Source
 
-    def __getitem__(self, iteration: int) -> list[Patch]:
-        return self.source.batch(iteration)
+    def __getitem__(self, iteration: int) -> Parcel:
+        return pack(self.source.batch(iteration))
 
 
 def _gradients(learner: Learner, rule: OptimRecipe) -> Callable[[Sequence[Patch]], tuple[list[str], torch.Tensor]]:
