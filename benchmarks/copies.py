@@ -1,6 +1,6 @@
 """How much a scan's result changes when the same scan is stored with other voxel sizes.
 
-    python benchmarks/copies.py CT [--factor 0.5 0.5 1]
+    python benchmarks/copies.py CT [--factor 0.5 0.5 1] [--least-ml 2]
 
 The copy covers the same box with voxels `factor` times as large (linear interpolation).  Its masks are compared with the
 original's own result, brought back from the model's grid to the copy's voxels: so both are drawn on the same voxels, and what
@@ -56,15 +56,16 @@ def copied(scan: Volume, factor: Sequence[float]) -> Volume:
     return Volume(np.rint(array).astype(np.int16), affine)
 
 
-def agreement(scan: Volume, copy: Volume, model: str = "starter") -> dict[str, float]:
-    """Dice per structure between the copy's masks and the original's result on the copy's voxels."""
+def agreement(scan: Volume, copy: Volume, model: str = "starter", *, least_ml: float = 0.0) -> dict[str, float]:
+    """Dice per structure, of those of at least `least_ml`, between the copy's masks and the original's result on the copy's voxels."""
     first, kept = watched(scan, model)
     second, there = watched(copy, model)
     maps = [np.asarray(inferring.restore(layer, placement, copy)) for (layer, _), (_, placement) in zip(kept, there, strict=True)]
     found = {}
     for anatomy in first.present:
         mask = np.any([ids == anatomy.id for ids in maps], axis=0)
-        found[anatomy.name] = dice(mask, second.mask(anatomy.name))
+        if mask.sum() * np.prod(copy.spacing) / 1000 >= least_ml:
+            found[anatomy.name] = dice(mask, second.mask(anatomy.name))
     return found
 
 
@@ -76,11 +77,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("ct", type=Path)
     parser.add_argument("--factor", type=float, nargs=3, default=(0.5, 0.5, 1.0))
+    parser.add_argument("--least-ml", type=float, default=0.0, help="leave out what is smaller: scraps are no measure")
     given = parser.parse_args()
     scan = to_orientation(read(given.ct), "RAS")
     copy = copied(scan, given.factor)
     print(f"{given.ct}: voxels of {np.round(scan.spacing, 2)} mm → {np.round(copy.spacing, 2)} mm")
-    found = agreement(scan, copy)
+    found = agreement(scan, copy, least_ml=given.least_ml)
     for name, value in sorted(found.items(), key=lambda pair: -pair[1]):
         print(f"{name:24s} {value:.3f}")
     print(f"{'mean':24s} {np.mean(list(found.values())):.3f}")

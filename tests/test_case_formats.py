@@ -493,6 +493,13 @@ def test_a_folder_without_results_is_refused(tmp_path: Path) -> None:
         (tmp_path / "results").mkdir(exist_ok=True)
 
 
+def test_results_that_only_teach_need_not_be_there_to_judge(tmp_path: Path) -> None:
+    """With val_share 0 nothing of them is held out: the split `val` of such a recipe is found without them; with a share it is not."""
+    assert find_cases(recipe(tmp_path, OWN), "val") == []
+    with pytest.raises(RecipeError, match="has no results"):
+        find_cases(recipe(tmp_path, {**OWN, "val_share": 0.2}), "val")
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [("{", "cannot be read as JSON"), ("[1]", "holds a list"), ("{}", "does not say which file"), ('{"input": {"path": null}}', "does not say which file")],

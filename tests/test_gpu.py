@@ -29,6 +29,8 @@ from tests.small_nnunet import plans, write_model
 from tests.test_engine import supported_network
 from tests.test_loop import example as bright_bone
 from tests.test_loop import recipe as learned
+from tests.test_patches import both, synthetic
+from tests.test_patches import recipe as boxes_recipe
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -133,3 +135,24 @@ def test_a_recorded_step_teaches_what_a_plain_one_does() -> None:
         losses.append([step.losses for step in steps])
     for plain, recorded in zip(*losses, strict=True):
         assert plain == pytest.approx(recorded, rel=1e-3, abs=1e-3)
+
+
+def test_a_gpu_cuts_the_patches_that_a_cpu_cuts() -> None:
+    """Without noise: HU to a hundredth of the network's units, and of the targets all but single voxels on a border."""
+    plan = replace(learned(), augment=replace(learned().augment, noise_probability=0.0))
+    ours, theirs = (Patches([bright_bone()], plan, device) for device in ("cuda", "cpu"))
+    for iteration in range(8):
+        for found, expected in zip(ours.batch(iteration), theirs.batch(iteration), strict=True):
+            assert found.image.is_cuda
+            torch.testing.assert_close(found.image.cpu(), expected.image, atol=0.01, rtol=0)
+            for name, target in expected.targets.items():
+                assert (found.targets[name].cpu() != target).float().mean() < 0.01
+
+
+def test_a_gpu_synthesises_patches() -> None:
+    """A label map of two boxes becomes a CT on the GPU, with its target there."""
+    patch = both(synthetic(), boxes_recipe(), "cuda").batch(0)[0]
+    assert patch.image.is_cuda
+    assert patch.targets["d"].is_cuda
+    assert torch.isfinite(patch.image).all()
+    assert patch.image.std() > 0

@@ -67,8 +67,8 @@ def draw(patches: Patches, seed: int) -> Patch:
     return patches.patch(np.random.default_rng(seed))
 
 
-def both(one: Example, plan: Recipe) -> Patches:
-    return Patches([one, replace(one, dataset="two")], plan)
+def both(one: Example, plan: Recipe, device: str = "cpu") -> Patches:
+    return Patches([one, replace(one, dataset="two")], plan, device)
 
 
 @pytest.fixture(scope="module")

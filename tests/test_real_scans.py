@@ -17,7 +17,7 @@ from tests.lattice import dice
 
 pytestmark = pytest.mark.slow
 
-SCRAPS = {"liver", "spleen", "inferior_vena_cava"}  # a few mL that are found in arms and chest, and not true
+SCRAPS_ML = 3.0  # what is smaller at the border of a scan is no measure
 SAME = 0.97  # Dice of an organ in a flipped or permuted copy
 LARGE = 20  # voxels; a handful more or less is no measure
 
@@ -78,16 +78,22 @@ def test_flipped_and_permuted_copies_give_the_same_organs(ct, found, code):
     assert {name: value for name, value in compared.items() if value < SAME} == {}
 
 
-@pytest.mark.parametrize(("factor", "least"), [((0.5, 0.5, 1.0), 0.96), ((1.0, 1.0, 2.0), 0.93)])
-def test_copies_with_other_voxel_sizes_give_the_same_organs(ct, factor, least):
-    """Half as wide, and twice as thick voxels: on the copy's voxels organs agree with the original's result by 0.97 on average.
+CHEST = "lidc_idri/LIDC-IDRI-0314"
+COPIES = {
+    "a chest of 2 mm in slices of 4 mm": (CHEST, (1.0, 1.0, 2.0), SAME),
+    "a head of 4.7 mm in voxels half as wide": ("", (0.5, 0.5, 1.0), 0.96),
+    "a head in slices of 6 mm, coarser than the model's grid": ("", (1.0, 1.0, 2.0), 0.93),
+}
 
-    All but SCRAPS, of which this scan shows nothing or next to nothing.
-    """
+
+@pytest.mark.parametrize("kind", COPIES)
+def test_copies_with_other_voxel_sizes_give_the_same_organs(ct, kind):
+    """On the copy's voxels organs agree with the original's result by 0.97 on average, in the chest every single one."""
     from benchmarks.copies import agreement, copied
 
-    scan = to_orientation(read(ct), "RAS")
-    found = {name: value for name, value in agreement(scan, copied(scan, factor)).items() if name not in SCRAPS}
+    case, factor, least = COPIES[kind]
+    scan = to_orientation(read(SHARED / "data" / case / "ct.nii.gz" if case else ct), "RAS")
+    found = agreement(scan, copied(scan, factor), least_ml=SCRAPS_ML)
     assert len(found) >= 11
     assert np.mean(list(found.values())) >= SAME
     assert {name: value for name, value in found.items() if value < least} == {}

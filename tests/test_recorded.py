@@ -44,19 +44,3 @@ def test_nothing_of_an_earlier_batch_is_left() -> None:
     assert (slots.lessons["dense"].target == IGNORE).all()
     assert not slots.lessons["dense"].annotated.any()
     assert torch.equal(slots.images[1], BATCHES["one decoder alone"][1].image)
-
-
-@pytest.mark.parametrize("kind", BATCHES)
-def test_patches_one_by_one_teach_the_same(kind: str) -> None:
-    """Losses and gradients of a step whose patches go through the network apart are those of all together (float32)."""
-    plan = recipe()
-    found = []
-    for apart in (False, True):
-        network = fresh(plan)
-        slots = Slots(network, 2, (8, 8, 8), "cpu")
-        slots.fill(BATCHES[kind])
-        losses = network.losses(slots.images, slots.lessons, plan.optim, apart=apart)
-        sum(losses.values()).backward()
-        found.append([*losses.values(), *(p.grad for p in network.parameters())])
-    for together, alone in zip(*found, strict=True):
-        torch.testing.assert_close(alone, together, atol=1e-5, rtol=1e-4)

@@ -30,6 +30,7 @@ from clseg.batch.bench import Bench
 from clseg.batch.case import Case
 from clseg.batch.job import DONE, FATAL, Job, Outcome, failure
 from clseg.batch.run import Way
+from clseg.cores import cores
 from clseg.errors import ClsegError, UsageError
 from clseg.progress import SILENT, Progress
 
@@ -70,7 +71,7 @@ def _with_workers(count: int, report: Progress, cases: Sequence[Case], job: Job)
 
     Bench(job, report).fetch()
     count = min(count, len(cases))
-    threads = job.settings.threads or max(1, _cores() // count)
+    threads = job.settings.threads or max(1, cores() // count)
     with _quiet(), tempfile.TemporaryDirectory(prefix="clseg-workers-") as scratch, LocalCluster(
         n_workers=count, threads_per_worker=threads, processes=True, host="127.0.0.1", protocol="tcp://",
         dashboard_address="127.0.0.1:0", memory_limit=0, local_directory=scratch, silence_logs=logging.CRITICAL, death_timeout=START_S,
@@ -228,11 +229,6 @@ def _dask() -> None:
 
     if find_spec("distributed") is None:
         raise UsageError("--cluster and --workers need Dask, which is not installed.", tip="pip install 'clseg[cluster]'")
-
-
-def _cores() -> int:
-    """The CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _killed(error: Any) -> ClsegError:

@@ -19,15 +19,13 @@ class PointConv(nn.Conv3d):
     """A 1×1×1 convolution as the matrix product that it is: (batch, inputs, x, y, z) → (batch, outputs, x, y, z).
 
     Weights, names and result are those of `nn.Conv3d`; on a CPU it is 4 to 20 times as
-    fast with the few channels of a decoder (`benchmarks/convolution.py`).  A GPU does it as a convolution.
+    fast with the few channels of a decoder (`benchmarks/convolution.py`).
     """
 
     def __init__(self, inputs: int, outputs: int, bias: bool = True) -> None:
         super().__init__(inputs, outputs, 1, bias=bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if x.is_cuda:
-            return super().forward(x)
         flat = x.flatten(2)
         weight = self.weight.flatten(1).expand(len(x), -1, -1)  # (batch, outputs, inputs)
         product = torch.bmm(weight, flat) if self.bias is None else torch.baddbmm(self.bias[None, :, None], weight, flat)
@@ -173,8 +171,6 @@ def _normalised(x: torch.Tensor, norm: nn.InstanceNorm3d) -> torch.Tensor:
     that channels may stay last, an order that `norm` gives up.
     """
     last = len(x) == 1 and x.is_contiguous(memory_format=LAST)
-    if last and x.is_cuda:
-        return nn.functional.batch_norm(x, None, None, norm.weight, norm.bias, training=True, eps=norm.eps)
     if not _straight_to_onednn(x) or not (last or x.is_contiguous()) or x[0, 0].numel() == 1 or norm._forward_hooks:
         return norm(x)
     weight, bias = norm.weight.repeat(len(x)), norm.bias.repeat(len(x))

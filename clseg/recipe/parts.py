@@ -173,7 +173,7 @@ class OptimRecipe:
     precision: str = knob("float32, bfloat16 or, on CUDA, float16", "bfloat16")
     checkpoint_every: int = knob("steps between saved states", 200)
     record: bool = knob("on CUDA: record a step once and replay it, every decoder on every patch; many times as fast with small decoders", False)
-    workers: int = knob("processes that cut patches on the CPU while others are learned from; 0: a GPU cuts its own, for a CPU a thread does", 0)
+    workers: int = knob("processes that cut patches on the CPU while others are learned from, as many as there are cores at most; 0: a GPU cuts its own, for a CPU a thread does", 0)
 
 
 @dataclass(frozen=True)

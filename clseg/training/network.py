@@ -68,29 +68,18 @@ class Trainee(nn.Module):
         images = torch.stack([patch.image for patch in batch])
         return self.losses(images.to(device), lessons(batch, self.decoders, device), rule)
 
-    def losses(
-        self, images: torch.Tensor, given: Mapping[str, Lesson], rule: OptimRecipe, *, apart: bool = False
-    ) -> dict[str, torch.Tensor]:
-        """The loss of every decoder that a lesson is given; `images` (n, 1, x, y, z) are on the device of the weights.
-
-        With `apart` patches go through the network one by one, to the same end: a GPU normalises one patch
-        without turning it, which pays where nobody waits for the launch of its kernels.
-        """
+    def losses(self, images: torch.Tensor, given: Mapping[str, Lesson], rule: OptimRecipe) -> dict[str, torch.Tensor]:
+        """The loss of every decoder that a lesson is given; `images` (n, 1, x, y, z) are on the device of the weights."""
         device = images.device.type
         with torch.autocast(device, dtype=getattr(torch, rule.precision), enabled=rule.precision != "float32"):
-            parts = images.split(1) if apart else (images,)
-            features = [self.features(part.to(memory_format=_order(device))) for part in parts]
-            supports = [self._supports(levels) for levels in features]
+            features = self.features(images.to(memory_format=_order(device)))
+            supports = self._supports(features)
             losses = {}
             for name, lesson in given.items():
                 decoder = self.decoders[name]
-                groups = [(i, [0]) for i in lesson.rows] if apart else [(0, lesson.rows)]
-                answers = []
-                for part, rows in groups:
-                    mine = [_rows(level, rows) for level in features[part]]
-                    helping = [[_rows(level, rows) for level in supports[part][s.name]] for s in decoder.spec.supporters]
-                    answers.append(decoder.forward_deep(mine, rule.deep_supervision, helping))
-                logits = [torch.cat(levels) if apart else levels[0] for levels in zip(*answers, strict=True)]
+                mine = [_rows(level, lesson.rows) for level in features]
+                helping = [[_rows(level, lesson.rows) for level in supports[s.name]] for s in decoder.spec.supporters]
+                logits = decoder.forward_deep(mine, rule.deep_supervision, helping)
                 losses[name] = deep_loss(logits, lesson.target, lesson.annotated, self.open_labels.get(name, ()))
         return losses
 

@@ -81,7 +81,7 @@ class Recorded:
             self._run()
 
     def _run(self) -> None:
-        losses = self.network.losses(self.slots.images, self.slots.lessons, self.rule, apart=True)
+        losses = self.network.losses(self.slots.images, self.slots.lessons, self.rule)
         every = torch.stack(list(losses.values()))
         every.sum().backward()
         self.losses = every.detach()

@@ -12,7 +12,7 @@ from clseg.pipeline import segment
 from clseg.progress import SILENT, Progress
 from clseg.recipe import Recipe
 from clseg.spatial.orient import to_orientation
-from clseg.training.cases import Case, find_cases, list_cases, read_masks
+from clseg.training.cases import Case, find_cases, list_cases, only_teaches, read_masks
 from clseg.volume import Volume
 
 
@@ -37,7 +37,7 @@ def validate(
     """
     cases = [case for case in find_cases(recipe, split) if case.ct is not None]  # a synthetic scan proves nothing
     if not cases:
-        there = sorted({case.split for dataset in recipe.dataset for case in list_cases(dataset, recipe.folder) if case.split})
+        there = sorted({case.split for dataset in recipe.dataset if not only_teaches(dataset) for case in list_cases(dataset, recipe.folder) if case.split})
         raise UsageError(
             f"There is no case with a CT in the split '{split}' of recipe '{recipe.name}', the splits there are: {', '.join(there) or 'none'}."
         )

@@ -14,7 +14,7 @@
 from __future__ import annotations
 
 from clseg.training.cases.case import Case, LabelMap, MaskFile
-from clseg.training.cases.find import find_cases, list_cases
+from clseg.training.cases.find import find_cases, list_cases, only_teaches
 from clseg.training.cases.masks import named, on_grid, read_grid, read_masks, read_unknown
 
-__all__ = ["Case", "LabelMap", "MaskFile", "find_cases", "list_cases", "named", "on_grid", "read_grid", "read_masks", "read_unknown"]
+__all__ = ["Case", "LabelMap", "MaskFile", "find_cases", "list_cases", "named", "on_grid", "only_teaches", "read_grid", "read_masks", "read_unknown"]

@@ -30,6 +30,8 @@ def find_cases(recipe: Common, split: str | None = None) -> list[Case]:
     """
     found: list[Case] = []
     for dataset in recipe.dataset:
+        if only_teaches(dataset) and (split or recipe.split) != "train":
+            continue
         mine = [case for case in list_cases(dataset, recipe.folder) if case.split == (split or recipe.split) and usable(case)]
         if not mine and split is None and dataset.weight > 0:
             what = "label map" if dataset.synthetic else "CT"
@@ -51,6 +53,11 @@ def list_cases(dataset: DatasetRecipe, folder: Path) -> list[Case]:
     chosen = [case for case in listed if any(fnmatch.fnmatch(case.name, pattern) for pattern in dataset.cases)]
     _refuse_twins(chosen, dataset)
     return chosen
+
+
+def only_teaches(dataset: DatasetRecipe) -> bool:
+    """Whether a dataset is clseg's own results, none of them held out: they need not be there for a finished model to be judged."""
+    return dataset.format == "results" and dataset.val_share == 0
 
 
 def usable(case: Case) -> bool:
