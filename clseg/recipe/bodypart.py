@@ -67,6 +67,7 @@ class ScorerOptimRecipe:
 
     precision: ClassVar[str] = "float32"
     workers: ClassVar[int] = 0
+    record: ClassVar[bool] = False
 
 
 @dataclass(frozen=True, kw_only=True)
