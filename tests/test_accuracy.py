@@ -23,7 +23,8 @@ PROMISED = {
     ("brainstem",): 0.74,
     ("larynx",): 0.65,
     ("esophagus",): 0.65,
-    # of one CT, which no part of the model has seen
+}
+PROMISED_BELOW = {  # on one CT, which no part of the model has seen, though pseudo-labels came from an earlier one that had
     ("liver",): 0.88,
     ("spleen",): 0.85,
     ("kidney_left", "kidney_right"): 0.78,
@@ -31,7 +32,7 @@ PROMISED = {
     ("hip_left", "hip_right"): 0.84,
     ("sacrum",): 0.72,
 }
-UNSEEN = "example_ct"
+BELOW = "example_ct"
 
 
 @pytest.fixture(scope="module")
@@ -47,10 +48,15 @@ def scores() -> dict[str, dict[str, Scores]]:
 @pytest.mark.parametrize("structures", PROMISED, ids=" ".join)
 def test_the_starter_keeps_its_promise(scores: dict[str, dict[str, Scores]], structures: tuple[str, ...]) -> None:
     """On the held-out cases the mean Dice of the shipped starter (of both sides, where there are two) is at least what was promised."""
-    below = structures[0] in {"liver", "spleen", "kidney_left", "aorta", "hip_left", "sacrum"}
-    found = [one for case, one in scores.items() if (case == UNSEEN) == below]
-    annotated = [{name: one for name, one in case.items() if one.reference_ml > 0} for case in found]
-    assert mean(summarise(annotated), structures) >= PROMISED[structures]
+    assert mean([found for case, found in scores.items() if case != BELOW], structures) >= PROMISED[structures]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("structures", PROMISED_BELOW, ids=" ".join)
+def test_it_keeps_its_promise_below_the_chest(scores: dict[str, dict[str, Scores]], structures: tuple[str, ...]) -> None:
+    """The same on the one labelled abdomen."""
+    assert mean([scores[BELOW]], structures) >= PROMISED_BELOW[structures]
 
 
 @pytest.mark.slow
@@ -62,5 +68,7 @@ def test_nothing_is_painted_where_it_cannot_be(scores: dict[str, dict[str, Score
     assert {place: ml for place, ml in absent.items() if ml > 1} == {}
 
 
-def mean(summary: dict[str, dict[str, object]], structures: tuple[str, ...]) -> float:
+def mean(cases: list[dict[str, Scores]], structures: tuple[str, ...]) -> float:
+    """Mean Dice of some structures over the cases that show them."""
+    summary = summarise([{name: one for name, one in found.items() if one.reference_ml > 0} for found in cases])
     return sum(summary[name]["dice"] for name in structures) / len(structures)

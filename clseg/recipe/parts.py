@@ -172,8 +172,8 @@ class OptimRecipe:
     deep_supervision: int = knob("finest stages that get a loss", 3)
     precision: str = knob("float32, bfloat16 or, on CUDA, float16", "bfloat16")
     checkpoint_every: int = knob("steps between saved states", 200)
-    record: bool = knob("on CUDA: record a step once and replay it, every decoder on every patch; many times as fast with small decoders", False)
-    workers: int = knob("processes that cut patches on the CPU while others are learned from, as many as there are cores at most; 0: a GPU cuts its own, for a CPU a thread does", 0)
+    record: bool = knob("on one GPU, not with float16 or supporters: record a step once and replay it, every decoder on every patch; twice as fast or more where Python is what holds it up", False)
+    workers: int = knob("processes that cut patches on the CPU while others are learned from, as many as there are cores at most; 0: a GPU cuts its own, of cases that then stay in its memory; for a CPU a thread does", 0)
 
 
 @dataclass(frozen=True)

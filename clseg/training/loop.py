@@ -68,7 +68,8 @@ def make_optimiser(network: torch.nn.Module, rule: OptimRecipe) -> torch.optim.O
     weights = [p for p in network.parameters() if p.requires_grad and p.ndim > 1]
     others = [p for p in network.parameters() if p.requires_grad and p.ndim <= 1]
     groups = [{"params": weights, "weight_decay": rule.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=rule.rate, fused=all(p.is_cuda for p in (*weights, *others)) or None)
+    on_gpu = all(p.is_cuda for p in (*weights, *others))
+    return torch.optim.AdamW(groups, lr=rule.rate, fused=on_gpu or None)  # None: torch's own choice, to the bit as ever on a CPU
 
 
 def rate_at(iteration: int, rule: OptimRecipe) -> float:
@@ -138,7 +139,7 @@ class _Numbered(Dataset[Parcel]):
 
 def _gradients(learner: Learner, rule: OptimRecipe) -> Callable[[Sequence[Patch]], tuple[list[str], torch.Tensor]]:
     """What turns a batch into the names of the decoders that it teaches and their losses, with gradients in the parameters."""
-    if rule.record and learner.device.startswith("cuda") and learner.here.size == 1 and learner.scaler is None:
+    if rule.record and _may_be_recorded(learner):
         return Recorded(learner.network, rule, learner.device)
     network = joined(learner.network, learner.here)
 
@@ -152,6 +153,11 @@ def _gradients(learner: Learner, rule: OptimRecipe) -> Callable[[Sequence[Patch]
     return gradients
 
 
+def _may_be_recorded(learner: Learner) -> bool:
+    """On one GPU, without a loss scale, and without supporters, whose gates are looked at on the way."""
+    return learner.device.startswith("cuda") and learner.here.size == 1 and learner.scaler is None and learner.network.helpers is None
+
+
 def _descend(learner: Learner, names: Sequence[str], losses: torch.Tensor, rule: OptimRecipe, iteration: int) -> dict[str, float]:
     """One step down the gradient, its norm clipped; returns the losses as numbers.
 
@@ -161,7 +167,7 @@ def _descend(learner: Learner, names: Sequence[str], losses: torch.Tensor, rule:
     if scaler:
         scaler.unscale_(optimiser)
     torch.nn.utils.clip_grad_norm_(learner.network.parameters(), rule.clip_norm)
-    values = dict(zip(names, losses.detach().tolist(), strict=True))
+    values = dict(zip(names, losses.detach().tolist(), strict=True))  # only now may the memory of this batch be used again
     _refuse_not_finite(values, iteration)
     if scaler:
         scaler.step(optimiser)

@@ -65,6 +65,7 @@ class Patches:
             ]
 
     def patch(self, rng: np.random.Generator) -> Patch:
+        """One patch; on a GPU within `bench.at_work()`."""
         names = list(self.by_dataset)
         name = names[rng.choice(len(names), p=self.weights / self.weights.sum())]
         example = self.by_dataset[name][rng.integers(len(self.by_dataset[name]))]
@@ -124,7 +125,7 @@ class Patches:
         targets = {d: empty for d in decoders}
         for name in decoders:
             if (target := example.targets[name]) is not None:
-                targets[name] = self.bench.tensor(target).view(-1)[nearest].masked_fill_(outside, IGNORE)
+                targets[name] = self.bench.tensor(target).reshape(-1)[nearest].masked_fill_(outside, IGNORE)
         return hu, targets
 
     def _synthesise(

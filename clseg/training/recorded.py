@@ -1,7 +1,7 @@
 """Recorded: losses and gradients of a step as a CUDA graph, recorded once and replayed for every batch.
 
 A step of a small network with ten decoders is thousands of short kernels, and launching them one by
-one from Python takes longer than they run (LOG.md, 2026-11-26).  What is recorded cannot choose: every decoder
+one from Python may take longer than they run (LOG.md, 2026-11-26).  What is recorded cannot choose: every decoder
 sees every patch, and learns nothing from one that does not teach it.
 """
 
@@ -51,37 +51,52 @@ class Slots:
 
 
 class Recorded:
-    """Callable: a batch → names of the decoders that it teaches and their losses; gradients lie in the network's parameters."""
+    """Callable: a batch → names of the decoders that it teaches and their losses; their gradients lie in the network's parameters.
+
+    Decoders that a batch does not teach have no gradient, as after a plain step, so that the optimiser leaves them alone.
+    """
 
     def __init__(self, network: Trainee, rule: OptimRecipe, device: str) -> None:
         self.network, self.rule, self.device = network, rule, device
         self.slots: Slots | None = None
-        self.graph = torch.cuda.CUDAGraph()
 
     def __call__(self, batch: Sequence[Patch]) -> tuple[list[str], torch.Tensor]:
-        if self.slots is None:
-            self.slots = Slots(self.network, len(batch), batch[0].image.shape[1:], self.device)
-            self._record()
-        self.slots.fill(batch)
-        self.graph.replay()
-        taught = [i for i, name in enumerate(self.slots.lessons) if any(name in patch.targets for patch in batch)]
-        names = list(self.slots.lessons)
-        return [names[i] for i in taught], self.losses[taught]
+        with torch.cuda.device(self.device):
+            if self.slots is None or self._moved():
+                self.slots = Slots(self.network, len(batch), batch[0].image.shape[1:], self.device)
+                self._record()
+            self.slots.fill(batch)
+            self.graph.replay()
+        taught = [name for name in self.slots.lessons if any(name in patch.targets for patch in batch)]
+        for name, gradients in self.gradients.items():
+            for parameter, gradient in zip(self.network.decoders[name].parameters(), gradients, strict=True):
+                parameter.grad = gradient if name in taught else None
+        return taught, torch.stack([self.losses[name] for name in taught])
+
+    def _places(self) -> list[int]:
+        return [tensor.data_ptr() for part in (self.network.encoder, self.network.decoders) for tensor in part.parameters()]
+
+    def _moved(self) -> bool:
+        """Whether weights lie elsewhere than when the step was recorded, which would go on to read the old ones."""
+        return self.places != self._places()
 
     def _record(self) -> None:
-        torch.backends.cudnn.benchmark = True  # all shapes are the same from here on
-        here, aside = torch.cuda.current_stream(), torch.cuda.Stream()
-        aside.wait_stream(here)
+        ahead, aside = torch.cuda.current_stream(), torch.cuda.Stream()
+        aside.wait_stream(ahead)
+        tuned, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
         with torch.cuda.stream(aside):
             for _ in range(WARM_UP):
                 self._run()
-        here.wait_stream(aside)
+        ahead.wait_stream(aside)
         self.network.zero_grad(set_to_none=True)  # so that what is recorded overwrites gradients instead of adding to them
+        self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):  # others may cut patches meanwhile
             self._run()
+        torch.backends.cudnn.benchmark = tuned
+        self.places = self._places()
+        self.gradients = {name: [p.grad for p in decoder.parameters()] for name, decoder in self.network.decoders.items()}
 
     def _run(self) -> None:
         losses = self.network.losses(self.slots.images, self.slots.lessons, self.rule)
-        every = torch.stack(list(losses.values()))
-        every.sum().backward()
-        self.losses = every.detach()
+        sum(losses.values()).backward()
+        self.losses = {name: loss.detach() for name, loss in losses.items()}

@@ -24,7 +24,8 @@ FORMATS: dict[str, Callable[[DatasetRecipe, Path], list[Case]]] = {
 def find_cases(recipe: Common, split: str | None = None) -> list[Case]:
     """All cases of `split` (default: the recipe's) that can be used, in the order of the datasets and of each dataset.
 
-    A case without a CT is left out, unless its dataset is `synthetic`.  Raises
+    A case without a CT is left out, unless its dataset is `synthetic`.  clseg's own results of which none is
+    held out are looked for in the split `train` only.  Raises
     RecipeError when a dataset is not there, does not make sense or has no case, and
     InputError when a case lacks a file.
     """

@@ -43,7 +43,7 @@ class Atlas:
     structure, at every voxel.  `depth` int8, halves of a mm: distance to the
     structure's border, positive inside, negative in no structure.  `hull` int8, mm:
     distance to the outline around all structures, positive outside.  `surface` the
-    same to the skin, where the case shows it.  All (x, y, z).
+    same to the skin, where the case shows it.  All (x, y, z).  `on_device` is what `maps` has brought to devices.
     """
 
     names: tuple[str, ...]
@@ -53,14 +53,17 @@ class Atlas:
     surface: np.ndarray | None
     spacing_mm: float
     orientation: str
-    held: dict[str, Maps] = field(default_factory=dict, compare=False, repr=False)
+    on_device: dict[str, Maps] = field(default_factory=dict, compare=False, repr=False)
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "on_device": {}}  # another process brings the maps to its own
 
     def maps(self, device: str) -> Maps:
         """The arrays as tensors on a device, brought there once."""
-        if device not in self.held:
+        if device not in self.on_device:
             parts = (self.near, self.depth, self.hull, self.surface)
-            self.held[device] = Maps(*(None if part is None else torch.from_numpy(part).to(device) for part in parts))
-        return self.held[device]
+            self.on_device[device] = Maps(*(None if part is None else torch.from_numpy(part).to(device) for part in parts))
+        return self.on_device[device]
 
     @cached_property
     def back_mm(self) -> float:
@@ -200,7 +203,6 @@ def _grown(ids: np.ndarray) -> np.ndarray:
 
 def _hull(filled: np.ndarray, spacing_mm: float) -> np.ndarray:
     """Distance in mm to the convex outline of every axial slice, smoothed, positive outside; float32."""
-    import torch
     from scipy import ndimage
     from skimage.morphology import convex_hull_image
 
