@@ -181,6 +181,11 @@ def write_dataset(folder: Path) -> Path:
     return folder / "recipe.toml"
 
 
+def without_results(recipe: Recipe) -> Recipe:
+    """A recipe without the datasets that clseg has to make first, which no clean checkout has."""
+    return dataclasses.replace(recipe, dataset=tuple(one for one in recipe.dataset if one.format != "results"))
+
+
 def tiny_recipe(folder: Path, **optim: Any) -> Recipe:
     """The dataset in `folder` (written if need be) and its recipe, with changes to [optim]."""
     path = folder / "recipe.toml"

@@ -23,7 +23,7 @@ from clseg.training.synthesis.fields import smooth, soft, spline, tubes
 from clseg.training.synthesis.scene import look
 from clseg.training.synthesis.tables import FORMS, PHASES, draw_palette, structure, tissues
 from clseg.volume import AIR_HU, Volume
-from tests.small_dataset import tiny_recipe
+from tests.small_dataset import tiny_recipe, without_results
 
 SHAPE = (60, 44, 56)
 MM = 2.0
@@ -127,8 +127,7 @@ def test_what_cannot_be_drawn_is_refused(tmp_path: Path, knobs: dict, said: str)
 
 def test_the_label_maps_teach_what_the_recipe_asks_of_them(shared: Path) -> None:
     """Every label below the chest of recipes/starter.toml has voxels in one of the two label maps, and the held-out CT is never drawn from."""
-    plan = read_recipe(Path(__file__).parents[1] / "recipes" / "starter.toml")
-    plan = replace(plan, dataset=tuple(one for one in plan.dataset if one.format != "results"))  # results are made first
+    plan = without_results(read_recipe(Path(__file__).parents[1] / "recipes" / "starter.toml"))
     cases = find_cases(plan)
     named = {name for case in cases if case.dataset.synthetic for name in ids(case.maps[0])}
     below = [decoder for decoder in plan.decoder if decoder.name in ("abdominal_organs", "pelvis_and_spine", "gluteal_muscles")]
