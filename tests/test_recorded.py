@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import pytest
 import torch
 
+from clseg.training import loop
 from clseg.training.examples import IGNORE
+from clseg.training.loop import learner
 from clseg.training.network import fresh
-from clseg.training.recorded import Slots
+from clseg.training.recorded import Recorded, Slots
 from tests.test_loop import patch, recipe
 
 BATCHES = {
@@ -44,3 +49,50 @@ def test_nothing_of_an_earlier_batch_is_left() -> None:
     assert (slots.lessons["dense"].target == IGNORE).all()
     assert not slots.lessons["dense"].annotated.any()
     assert torch.equal(slots.images[1], BATCHES["one decoder alone"][1].image)
+
+
+def replayed(self: Recorded) -> None:
+    """Stands in for a CUDA graph: what is replayed writes losses and gradients to the same places as when it was recorded."""
+    self.network.zero_grad(set_to_none=True)
+    self._run()
+    places = {parameter: parameter.grad for parameter in self.network.parameters()}
+
+    def replay() -> None:
+        for parameter, place in places.items():
+            parameter.grad = place.zero_()
+        self._run()
+
+    self.graph, self.places = SimpleNamespace(replay=replay), self._places()
+    self.gradients = {name: [p.grad for p in decoder.parameters()] for name, decoder in self.network.decoders.items()}
+
+
+def test_a_decoder_that_is_not_taught_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nine recorded steps, of which three teach `pair` alone and three each decoder by a patch of its own, end where nine plain ones do, judged by the losses of a batch."""
+    monkeypatch.setattr(Recorded, "_record", replayed)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    plan, ends = recipe(), []
+    for record in (False, True):
+        student = learner(fresh(plan), plan.optim)
+        gradients = Recorded(student.network, plan.optim, "cpu") if record else loop._gradients(student, plan.optim)
+        for iteration in range(9):
+            batch = list(BATCHES.values())[iteration % 3]
+            names, losses = gradients(batch)
+            assert set(names) == {name for one in batch for name in one.targets}
+            loop._descend(student, names, losses, plan.optim, iteration + 1)
+        ends.append({name: loss.item() for name, loss in student.network(BATCHES["both decoders, both patches"], plan.optim).items()})
+    assert ends[1] == pytest.approx(ends[0], rel=1e-3)
+
+
+def test_weights_that_have_moved_are_recorded_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A recording reads the memory where the weights lay; after an encoder has been elsewhere and back it is made again."""
+    made = []
+    monkeypatch.setattr(Recorded, "_record", lambda self: (made.append(1), replayed(self)))
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    recorded = Recorded(fresh(recipe()), recipe().optim, "cpu")
+    for _ in range(2):
+        recorded(BATCHES["one each"])
+    assert len(made) == 1
+    for parameter in recorded.network.encoder.parameters():
+        parameter.data = parameter.data.clone()
+    recorded(BATCHES["one each"])
+    assert len(made) == 2
