@@ -62,13 +62,12 @@ def replayed(self: Recorded) -> None:
             parameter.grad = place.zero_()
         self._run()
 
-    self.graph, self.places = SimpleNamespace(replay=replay), self._places()
-    self.gradients = {name: [p.grad for p in decoder.parameters()] for name, decoder in self.network.decoders.items()}
+    self.graph = SimpleNamespace(replay=replay)
 
 
 def test_a_decoder_that_is_not_taught_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nine recorded steps, of which three teach `pair` alone and three each decoder by a patch of its own, end where nine plain ones do, judged by the losses of a batch."""
-    monkeypatch.setattr(Recorded, "_record", replayed)
+    monkeypatch.setattr(Recorded, "_capture", replayed)
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
     plan, ends = recipe(), []
     for record in (False, True):
@@ -86,7 +85,7 @@ def test_a_decoder_that_is_not_taught_stays_as_it_is(monkeypatch: pytest.MonkeyP
 def test_weights_that_have_moved_are_recorded_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     """A recording reads the memory where the weights lay; after an encoder has been elsewhere and back it is made again."""
     made = []
-    monkeypatch.setattr(Recorded, "_record", lambda self: (made.append(1), replayed(self)))
+    monkeypatch.setattr(Recorded, "_capture", lambda self: (made.append(1), replayed(self)))
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
     recorded = Recorded(fresh(recipe()), recipe().optim, "cpu")
     for _ in range(2):

@@ -172,7 +172,7 @@ class OptimRecipe:
     deep_supervision: int = knob("finest stages that get a loss", 3)
     precision: str = knob("float32, bfloat16 or, on CUDA, float16", "bfloat16")
     checkpoint_every: int = knob("steps between saved states", 200)
-    record: bool = knob("on one GPU, not with float16 or supporters: record a step once and replay it, every decoder on every patch; twice as fast or more where Python is what holds it up", False)
+    record: bool = knob("on one GPU, not with float16 or supporters: record a step once and replay it, every decoder on every patch; about twice as fast where Python is what holds it up", False)
     workers: int = knob("processes that cut patches on the CPU while others are learned from, as many as there are cores at most; 0: a GPU cuts its own, of cases that then stay in its memory; for a CPU a thread does", 0)
 
 

@@ -81,6 +81,11 @@ class Recorded:
         return self.places != self._places()
 
     def _record(self) -> None:
+        self._capture()
+        self.places = self._places()
+        self.gradients = {name: [p.grad for p in decoder.parameters()] for name, decoder in self.network.decoders.items()}
+
+    def _capture(self) -> None:
         ahead, aside = torch.cuda.current_stream(), torch.cuda.Stream()
         aside.wait_stream(ahead)
         tuned, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
@@ -93,8 +98,6 @@ class Recorded:
         with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):  # others may cut patches meanwhile
             self._run()
         torch.backends.cudnn.benchmark = tuned
-        self.places = self._places()
-        self.gradients = {name: [p.grad for p in decoder.parameters()] for name, decoder in self.network.decoders.items()}
 
     def _run(self) -> None:
         losses = self.network.losses(self.slots.images, self.slots.lessons, self.rule)
