@@ -121,7 +121,11 @@ class ConvNormAct(nn.Module):
         self.act = nn.LeakyReLU(0.01, inplace=True) if act else nn.Identity()
 
     def forward(self, x: torch.Tensor | Joined, spent: bool = False) -> torch.Tensor:
-        return self.act(_normalised(_convolved(self.conv, x, spent), self.norm))
+        return self.finished(_convolved(self.conv, x, spent))
+
+    def finished(self, x: torch.Tensor) -> torch.Tensor:
+        """What has been convolved, normalised and activated, written over it where that can be."""
+        return self.act(_normalised(x, self.norm))
 
 
 class Blocks(nn.Sequential):
@@ -135,9 +139,19 @@ class Blocks(nn.Sequential):
 
 def joined_in_slabs(block: ConvNormAct, joined: Joined) -> bool:
     """Whether what the first block of a decoder's stage reads need not be put together first."""
+    return _meets(block, joined) and _in_slabs(block.conv, joined.skip, joined.shape)
+
+
+def folded(block: ConvNormAct, joined: Joined) -> bool:
+    """Whether the first block of a decoder's stage reads both parts in turn (`clseg.network.fold`)."""
+    point = isinstance(block.conv, PointConv) and isinstance(joined.up, Up) and not _hooked(block.conv)
+    return point and _meets(block, joined) and len(joined.below) == 1 and _in_inference(joined.below) and _in_inference(joined.skip)
+
+
+def _meets(block: ConvNormAct, joined: Joined) -> bool:
+    """Whether what comes up has the size of the skip, and nobody listens."""
     grown = tuple(n * s for n, s in zip(joined.below.shape[2:], joined.up.stride, strict=True))
-    fits = grown == tuple(joined.skip.shape[2:]) and not _hooked(block, joined.up, joined.chosen)
-    return fits and _in_slabs(block.conv, joined.skip, joined.shape)
+    return grown == tuple(joined.skip.shape[2:]) and not _hooked(block, joined.up, joined.chosen)
 
 
 def _in_slabs(conv: nn.Conv3d, x: torch.Tensor, shape: tuple[int, ...]) -> bool:

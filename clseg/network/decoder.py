@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from clseg.errors import WeightsError
-from clseg.network.blocks import Blocks, ConvNormAct, PointConv, Up, joined_in_slabs
+from clseg.network.blocks import Blocks, ConvNormAct, PointConv, Up, folded, joined_in_slabs
+from clseg.network.fold import fold
 from clseg.network.slabs import LAST, Joined
 from clseg.network.spec import DecoderSpec, EncoderSpec, Stage, joins, reached
 from clseg.network.support import SupportHead
@@ -72,21 +73,23 @@ class Decoder(nn.Module):
         return logits[::-1]
 
     def _step(self, stage: int, x: torch.Tensor, skip: torch.Tensor, spend: bool) -> torch.Tensor:
-        met = self._met(stage, x, skip)
+        first, *others = self.convs[stage]
+        joined = Joined(x, self.ups[stage], skip, self.skips[stage], first.conv.in_channels)
         del x, skip
-        spent = spend or isinstance(met, torch.Tensor)
-        for block in self.convs[stage]:  # one by one, so that what was joined is let go after the first
-            met = block(met, spent=spent)
-            spent = True
+        if folded(first, joined):
+            met = first.finished(fold(first.conv, joined))
+        elif joined_in_slabs(first, joined):
+            met = first(joined, spent=spend)
+        else:
+            met = first(self._put_together(joined), spent=True)
+        del joined
+        for block in others:
+            met = block(met, spent=True)
         return met
 
-    def _met(self, stage: int, x: torch.Tensor, skip: torch.Tensor) -> torch.Tensor | Joined:
-        """What the convolutions of a stage read; put together slab by slab, later, where it is large."""
-        up, chosen, first = self.ups[stage], self.skips[stage], self.convs[stage][0]
-        joined = Joined(x, up, skip, chosen, first.conv.in_channels)
-        if joined_in_slabs(first, joined):
-            return joined
-        return torch.cat(_meeting(up(x), chosen(skip), self.spec.mismatch), dim=1)
+    def _put_together(self, joined: Joined) -> torch.Tensor:
+        """What the convolutions of a stage read."""
+        return torch.cat(_meeting(joined.up(joined.below), joined.chosen(joined.skip), self.spec.mismatch), dim=1)
 
     def _logits(self, stage: int, x: torch.Tensor, supports: Supports) -> torch.Tensor:
         logits = self.heads[stage](x)
@@ -124,6 +127,12 @@ class Channels(nn.Module):
         super().__init__()
         every = wanted is None or len(wanted) == width
         self.register_buffer("index", None if every else torch.tensor(wanted, dtype=torch.long, device="cpu"), persistent=False)
+
+    def spread(self, weight: torch.Tensor, width: int) -> torch.Tensor:
+        """`weight` (outputs, wanted) as (outputs, width), 0 for channels that are not wanted."""
+        if self.index is None:
+            return weight
+        return weight.new_zeros(len(weight), width).index_copy_(1, self.index, weight)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.index is None:
