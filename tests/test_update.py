@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from clseg.errors import TrainingError, UnknownName
+from clseg.errors import RecipeError, TrainingError, UnknownName
 from clseg.io.files import sha256_of
 from clseg.manifest import FILE_NAME, Asset, Manifest
 from clseg.network.checkpoint import Checkpoint, fingerprint, load, save
@@ -354,13 +354,15 @@ def test_names_count_on(name: str, following: str) -> None:
 
 
 def test_an_existing_decoder_as_a_recipe(workplace: Path) -> None:
-    """Its short name and labels, as deep as it is; open ends come from the new recipe."""
+    """Its short name and labels, as deep as it is; open ends come from the new recipe, which may name those of other decoders too."""
     base = Base.open("tiny")
     asset = base.decoder("lungs")
-    made = decoder_recipe(asset, open_decoder(asset, base)[1], {"lung_left": "both"})
+    made = decoder_recipe(asset, open_decoder(asset, base)[1], {"lung_left": "both", "trachea": "inferior"}, ["trachea"])
     assert (made.name, made.labels, made.widths, made.kernels, made.convs) == ("lungs", ("lung_left", "lung_right"), (8,), (3,), (1,))
     assert made.open_ends == {"lung_left": "both"}
-    assert decoder_recipe(replace(asset, name="tiny-lungs.3"), open_decoder(asset, base)[1], {}).name == "lungs"
+    assert decoder_recipe(replace(asset, name="tiny-lungs.3"), open_decoder(asset, base)[1], {}, []).name == "lungs"
+    with pytest.raises(RecipeError, match="names 'lnug_left', which the model does not segment"):
+        decoder_recipe(asset, open_decoder(asset, base)[1], {"lnug_left": "both"}, ["trachea"])
 
 
 def test_cards_add_up() -> None:

@@ -78,7 +78,7 @@ class UpdateRecipe(Common):
 
     model: str = knob("the model that holds the decoder", "starter")
     decoder: str = knob("which decoder, by its name in the manifest, with or without the model before it", example="neuraxis")
-    open_ends: dict[str, str] = knob("structures contoured only in part along z: inferior, superior or both", make=dict)
+    open_ends: dict[str, str] = knob("structures contoured only in part along z: inferior, superior or both; those of other decoders of the model are passed over", make=dict)
     keep: float = knob("share of the old weights in the result", 0.5)
     allowed_loss: float = knob("mean Dice that the old cases may lose; more is refused", 0.01)
     widths: tuple[int, ...] = knob("channels per stage to which the decoder grows first, coarsest stage first; empty: as it is", ())
@@ -94,7 +94,7 @@ class UpdateRecipe(Common):
 class PruneRecipe(Common):
     """`clseg prune MODEL DECODER`: the lottery-ticket ladder for an existing decoder."""
 
-    open_ends: dict[str, str] = knob("structures contoured only in part along z: inferior, superior or both", make=dict)
+    open_ends: dict[str, str] = knob("structures contoured only in part along z: inferior, superior or both; those of other decoders of the model are passed over", make=dict)
     ladder: LadderRecipe = knob("", make=LadderRecipe)
     into: str = knob("list the pruned decoder in this model instead of in its own place; empty: replace", "")
     probe: str = knob("a CT to prove on that other organs did not change; empty: a synthetic torso", "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,7 @@ def update(recipe: UpdateRecipe, run: Path, *, resume: bool = False, reports: Re
         helpers, checkpoint = open_decoder(asset, base)
         student = _student(checkpoint, base, recipe)
         trained = replace(recipe, optim=replace(recipe.optim, iterations=max(1, recipe.optim.iterations)))  # a plan has steps, taken or not
-        plan = base.plan(trained, (decoder_recipe(asset, checkpoint, recipe.open_ends),))
+        plan = base.plan(trained, (decoder_recipe(asset, checkpoint, recipe.open_ends, base.structures),))
         if here.first:
             note_recipe(recipe, run, resume=resume, weights=base.weights([recipe.decoder]))
             if not resume:
@@ -184,9 +185,15 @@ def open_decoder(asset: Asset, base: Base) -> tuple[Model | None, Checkpoint]:
     return replace(bound, decoders={**bound.decoders, **aliases}, supporters=wiring), checkpoint
 
 
-def decoder_recipe(asset: Asset, checkpoint: Checkpoint, open_ends: dict[str, str]) -> DecoderRecipe:
-    """An existing decoder as a recipe names one, so that its examples can be made."""
+def decoder_recipe(asset: Asset, checkpoint: Checkpoint, open_ends: Mapping[str, str], known: Collection[str]) -> DecoderRecipe:
+    """An existing decoder as a recipe names one, so that its examples can be made.
+
+    Of `open_ends` those of its own labels are taken, so that one recipe serves several
+    decoders of a model; RecipeError for names that are not `known` to the model.
+    """
     spec: DecoderSpec = checkpoint.spec  # type: ignore[assignment]
+    if unknown := sorted(set(open_ends) - {*known, *spec.labels}):
+        raise RecipeError(f"open_ends names '{unknown[0]}', which the model does not segment.", tip=f"This decoder has {', '.join(spec.labels)}.")
     stages = spec.stages
     short = asset.name.partition("-")[2].partition(".")[0] or "decoder"
     return DecoderRecipe(
@@ -195,7 +202,7 @@ def decoder_recipe(asset: Asset, checkpoint: Checkpoint, open_ends: dict[str, st
         widths=tuple(stage.convs[-1] for stage in stages),
         kernels=tuple(max(stage.kernel) for stage in stages),
         convs=tuple(len(stage.convs) for stage in stages),
-        open_ends=dict(open_ends),
+        open_ends={label: end for label, end in open_ends.items() if label in spec.labels},
     )
 
 
