@@ -141,5 +141,5 @@ def test_an_update_makes_a_decoder_wider(workplace: Path, without_plots: None) -
 
 def test_an_update_does_not_make_a_decoder_narrower(workplace: Path, without_plots: None) -> None:
     """The recipe is at fault, and says so before any case is read."""
-    with pytest.raises(RecipeError, match="widths of decoder 'lungs': Widths may only grow"):
+    with pytest.raises(RecipeError, match="'lungs' cannot grow so: Widths may only grow"):
         update(replace(update_recipe(workplace), widths=(1,) * len(load(fetch([manifest().asset("tiny-lungs")])["tiny-lungs"]).spec.stages)), workplace / "runs" / "narrow")

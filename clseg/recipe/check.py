@@ -82,6 +82,8 @@ def update(plan: UpdateRecipe) -> None:
     _open_ends("open_ends", plan.open_ends)
     if not 0 <= plan.keep <= 1:
         raise RecipeError(f"keep is a share between 0 and 1, given {plan.keep}.")
+    if plan.finer < 0 or (plan.finer and not plan.optim.iterations):
+        raise RecipeError(f"finer is a number of channels, 0 for none, and what is new must be trained (optim.iterations), given {plan.finer}.")
     if plan.balance < 0:
         raise RecipeError(f"balance is a number of cases, 0 or more, given {plan.balance}.")
     if plan.allowed_loss < 0:

@@ -13,6 +13,7 @@ from clseg.io.files import write_csv
 from clseg.manifest import Asset
 from clseg.network.checkpoint import Checkpoint, build_decoder, load, read_header
 from clseg.network.decoder import Decoder
+from clseg.network.finer import finer
 from clseg.network.model import Model, assemble
 from clseg.network.spec import DecoderSpec
 from clseg.network.widen import widened
@@ -58,7 +59,8 @@ class Updated:
 def update(recipe: UpdateRecipe, run: Path, *, resume: bool = False, reports: Reports | None = None) -> Updated:
     """Train on the new cases; the result is the moving average, in which old weights weigh `keep`.
 
-    With `widths` the decoder has more channels from the start, which say next to nothing at first.
+    With `widths` the decoder has more channels from the start, which say next to nothing at first;
+    with `finer` a further stage, which says nothing of use before it has learned.
     With `balance` the biases of its last layer are then moved to where Dice on training
     cases is highest; with no iterations nothing else is done.
     The encoder, the mask of pruned weights and all other decoders stay as they are.  The
@@ -113,10 +115,10 @@ def update(recipe: UpdateRecipe, run: Path, *, resume: bool = False, reports: Re
         refuse_loss(rows, recipe.allowed_loss)
         file = run / "weights" / f"{name}.safetensors"
         if not (resume and file.is_file()):
-            card = renewed(checkpoint.card, card_of(recipe, plan, base, final, final if recipe.widths else then, scores["new"]))
+            card = renewed(checkpoint.card, card_of(recipe, plan, base, final, final if recipe.grows else then, scores["new"]))
             table = [dict(zip(HEADER, row, strict=True)) for row in rows]
             card |= {"update_of": asset.sha256, "kept": recipe.keep, "dice_before_and_after": table} | ({"balance": lower} if lower else {})
-            card |= _size(final, card) if recipe.widths else {}
+            card |= _size(final, card) if recipe.grows else {}
             write_decoder(final, file, base, card, _joined_range(checkpoint, plan, base))
         card = read_header(file)["card"]
         result = Result(next_name(asset), file, asset.labels, asset.requires or (base.encoder.name,), (asset.name, *asset.replaces), card)
@@ -126,14 +128,14 @@ def update(recipe: UpdateRecipe, run: Path, *, resume: bool = False, reports: Re
 
 
 def _student(checkpoint: Checkpoint, base: Base, recipe: UpdateRecipe) -> Decoder:
-    """The decoder that goes on learning, with more channels if the recipe says so."""
+    """The decoder that goes on learning, with more channels or a further stage if the recipe says so."""
     decoder = build_decoder(checkpoint, base.spec)
-    if not recipe.widths:
-        return decoder
     try:
-        return widened(decoder, recipe.widths, base.spec, recipe.seed)
+        if recipe.widths:
+            decoder = widened(decoder, recipe.widths, base.spec, recipe.seed)
+        return finer(decoder, recipe.finer, base.spec, recipe.seed) if recipe.finer else decoder
     except WeightsError as error:
-        raise RecipeError(f"widths of decoder '{recipe.decoder}': {error.message}", tip=error.tip) from error
+        raise RecipeError(f"Decoder '{recipe.decoder}' cannot grow so: {error.message}", tip=error.tip) from error
 
 
 def _size(grown: Decoder, card: dict[str, Any]) -> dict[str, Any]:
