@@ -103,11 +103,12 @@ def write_tiny_model(
     spacing: tuple[float, float, float] = (6.0, 6.0, 6.0),
     orientation: str = "RAS",
     seed: int = 0,
+    stages: int | None = None,
 ) -> Path:
     """Random weights of one encoder and a decoder per entry of `labels` (decoder → its labels), and their manifest, in `home`."""
     from clseg.network.checkpoint import Checkpoint, fingerprint, save
 
-    encoder, decoders = tiny_checkpoints(labels, widths=widths, patch=patch, spacing=spacing, orientation=orientation, seed=seed)
+    encoder, decoders = tiny_checkpoints(labels, widths=widths, patch=patch, spacing=spacing, orientation=orientation, seed=seed, stages=stages)
     key = fingerprint(encoder.tensors, encoder.spec)
     parts = {f"{name}-encoder": encoder, **{f"{name}-{part}": decoder for part, decoder in decoders.items()}}
     assets = {}
@@ -130,8 +131,8 @@ def write_tiny_model(
     return home
 
 
-def tiny_checkpoints(labels: Mapping[str, tuple[str, ...]], *, widths=(8, 16), patch=(16, 16, 16), spacing=(6.0, 6.0, 6.0), orientation="RAS", seed=0):
-    """An encoder's checkpoint and one per decoder, all random, bound to each other."""
+def tiny_checkpoints(labels: Mapping[str, tuple[str, ...]], *, widths=(8, 16), patch=(16, 16, 16), spacing=(6.0, 6.0, 6.0), orientation="RAS", seed=0, stages=None):
+    """An encoder's checkpoint and one per decoder, all random, bound to each other; decoders of fewer `stages` than could be end coarser."""
     import torch
 
     from clseg.network.checkpoint import Checkpoint, fingerprint
@@ -146,10 +147,10 @@ def tiny_checkpoints(labels: Mapping[str, tuple[str, ...]], *, widths=(8, 16), p
         torch.manual_seed(seed)
         root = Checkpoint("encoder", spec, Encoder(spec).state_dict())
         key = fingerprint(root.tensors, spec)
-        stages = tuple(Stage(width, (width,), (3, 3, 3)) for width in widths[-2::-1])
+        every = tuple(Stage(width, (width,), (3, 3, 3)) for width in widths[-2::-1])
         decoders = {}
         for part, names in labels.items():
-            plan = DecoderSpec(stages, tuple(names))
+            plan = DecoderSpec(every[:stages], tuple(names))
             decoders[part] = Checkpoint("decoder", plan, Decoder(plan, spec).state_dict(), key)
     return root, decoders
 
