@@ -35,31 +35,26 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import cached_property
-from graphlib import CycleError, TopologicalSorter
+from graphlib import TopologicalSorter
 from importlib.resources import files
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
+from clseg.addresses import is_relative, source_problem
 from clseg.errors import OutputError, UnknownName, WeightsError
+from clseg.manifest_check import KINDS, asset_problem, manifest_problems, model_problem, of_kind
 
 FILE_NAME = "weights_manifest.json"
 FORMAT = 1
-KINDS = ("encoder", "bodypart", "decoder")  # in the order they are loaded
 
 _FACTS = ("kind", "file", "bytes", "sha256", "licence")  # the keys every asset has
 _LISTS = ("sources", "requires", "labels", "replaces")  # the keys an asset may have
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")  # two letters or more: `C:` is a drive
-_NOT_PORTABLE = set('\\:*?"<>|')
 
 
 @dataclass(frozen=True)
@@ -82,7 +77,7 @@ class Asset:
     folder: Path | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        problem = _asset_problem(self) or next(filter(None, map(source_problem, self.sources)), None)
+        problem = asset_problem(self) or next(filter(None, map(source_problem, self.sources)), None)
         if problem:
             raise WeightsError(f"Asset '{self.name}': {problem}.")
 
@@ -109,7 +104,7 @@ class Model:
     assets: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        problem = _model_problem(self)
+        problem = model_problem(self)
         if problem:
             raise WeightsError(f"Model '{self.name}': {problem}.")
 
@@ -132,7 +127,7 @@ class Manifest:
     assets: tuple[Asset, ...]
 
     def __post_init__(self) -> None:
-        for problem in _manifest_problems(self):
+        for problem in manifest_problems(self):
             raise WeightsError(f"{problem}.")
 
     @classmethod
@@ -232,7 +227,7 @@ class Manifest:
         decoders = [asset for asset in listed if wanted.intersection(asset.labels)]
         if not decoders:
             return ()
-        chosen = self._with_required([*decoders, *self._implied_encoders(listed, decoders), *_of("bodypart", listed)])
+        chosen = self.with_required([*decoders, *self._implied_encoders(listed, decoders), *of_kind("bodypart", listed)])
         return tuple(sorted(chosen, key=lambda asset: (KINDS.index(asset.kind), self._order[asset.name])))
 
     def anywhere(self) -> Manifest:
@@ -249,7 +244,7 @@ class Manifest:
     def closed(self, models: Iterable[str]) -> Manifest:
         """A list of these models alone, with everything that their assets require, in this list's order."""
         chosen = tuple(self.model(name) for name in models)
-        assets = self._with_required(self.asset(name) for model in chosen for name in model.assets)
+        assets = self.with_required(self.asset(name) for model in chosen for name in model.assets)
         return Manifest(chosen, tuple(sorted(assets, key=self.assets.index)))
 
     def merged(self, other: Manifest) -> Manifest:
@@ -286,7 +281,7 @@ class Manifest:
         required = TopologicalSorter({asset.name: asset.requires for asset in self.assets})
         return {name: place for place, name in enumerate(required.static_order())}
 
-    def _with_required(self, assets: Iterable[Asset]) -> list[Asset]:
+    def with_required(self, assets: Iterable[Asset]) -> list[Asset]:
         """These assets and all they require, directly or through others, each once."""
         found: dict[str, Asset] = {}
         open_ends = list(assets)
@@ -299,149 +294,7 @@ class Manifest:
 
     def _implied_encoders(self, listed: list[Asset], decoders: list[Asset]) -> list[Asset]:
         """The encoders of the model that some decoder uses without naming them."""
-        return _of("encoder", listed) if any(not _of("encoder", self._with_required([one])) for one in decoders) else []
-
-
-def url_problem(url: str, *, allow_http: bool = False) -> str | None:
-    """Why nothing may be fetched from this address; None when it is https://, or http:// on this machine or allowed."""
-    try:
-        parts = urlsplit(url)
-        host, _ = parts.hostname, parts.port
-    except ValueError:
-        return f"'{url}' is not a valid address"
-    if not host or "\\" in url or not url.isascii() or not url.isprintable() or " " in url:
-        return f"'{url}' is not a valid address"
-    if url.startswith("https://"):
-        return None
-    if url.startswith("http://"):
-        told = f"'{url}' is not encrypted, http:// is for this machine only; use https:// or allow it with --allow-http"
-        return None if allow_http or is_loopback(url) else told
-    return f"'{url}' is not an https:// address"
-
-
-def is_loopback(url: str) -> bool:
-    """True when the host of the address is this machine itself: 127.0.0.0/8, localhost or [::1]."""
-    host = urlsplit(url).hostname or ""
-    try:
-        return host == "localhost" or ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def source_problem(source: str) -> str | None:
-    """Why a manifest may not name this source; None when it may."""
-    scheme = _SCHEME.match(source)
-    if scheme is None:
-        return _path_problem("the source", source)
-    if scheme[1] == "package":
-        return _path_problem("the source", source.removeprefix("package:"))
-    if scheme[1] == "file":
-        good = re.match(r"file://(localhost)?/.", source)
-        return None if good else f"the source '{source}' must look like file:///folder/file"
-    if scheme[1] in ("https", "http"):
-        return url_problem(source, allow_http=True)  # who fetches decides
-    known = "package:, file://, https:// or a relative path"
-    return f"the source '{source}' has the unknown scheme '{scheme[1]}', expected {known}"
-
-
-def is_relative(source: str) -> bool:
-    """True when the source lies beside its manifest."""
-    return not _SCHEME.match(source)
-
-
-def _path_problem(what: str, path: str) -> str | None:
-    """Why this is not a plain path below a folder, the same on every system."""
-    parts = path.split("/")
-    if not path.isprintable() or _NOT_PORTABLE & set(path) or any(part.strip(" ") in ("", ".", "..") for part in parts):
-        return f"{what} '{path}' must be a relative path with '/' that stays in its folder"
-    return None
-
-
-def _asset_problem(asset: Asset) -> str | None:
-    if not _NAME.fullmatch(asset.name):
-        return "a name has letters, digits, '.', '_' and '-' only"
-    if asset.kind not in KINDS:
-        return f"the kind is {asset.kind!r}, expected {', '.join(KINDS)}"
-    if not isinstance(asset.bytes, int) or isinstance(asset.bytes, bool) or asset.bytes <= 0:
-        return f"bytes is {asset.bytes!r}, expected a whole number above 0"
-    if not isinstance(asset.sha256, str) or not _SHA256.fullmatch(asset.sha256):
-        return f"sha256 is {asset.sha256!r}, expected 64 hexadecimal digits in lower case"
-    if not isinstance(asset.licence, str) or not asset.licence:
-        return "it must name its licence"
-    if asset.kind == "decoder" and not asset.labels:
-        return "a decoder lists its labels"
-    if asset.kind != "decoder" and asset.labels:
-        return f"labels belong to decoders, this is of kind {asset.kind}"
-    if not isinstance(asset.file, str):
-        return f"file is {asset.file!r}, expected text"
-    return _repeat_problem("label", asset.labels) or _path_problem("the file", asset.file)
-
-
-def _model_problem(model: Model) -> str | None:
-    if not _NAME.fullmatch(model.name):
-        return "a name has letters, digits, '.', '_' and '-' only"
-    if not isinstance(model.description, str) or not isinstance(model.licence, str) or not model.licence:
-        return "description and licence must be text, the licence not empty"
-    return _repeat_problem("asset", model.assets)
-
-
-def _manifest_problems(manifest: Manifest) -> Iterable[str]:
-    """What is wrong with the list as a whole; later checks rely on earlier ones."""
-    known = manifest._assets
-    yield from _repeats("model", [model.name for model in manifest.models])
-    yield from _repeats("asset", [asset.name for asset in manifest.assets])
-    for asset in manifest.assets:
-        lost = [name for name in asset.requires if name not in known]
-        yield from (f"Asset '{asset.name}' requires '{name}', which is not listed" for name in lost)
-    yield from _circles(manifest)
-    yield from _shared_file_names(manifest.assets)
-    for model in manifest.models:
-        lost = [name for name in model.assets if name not in known]
-        yield from (f"Model '{model.name}' lists '{name}', which is not an asset" for name in lost)
-        yield from _decoders_without_encoder(manifest, model)
-
-
-def _repeats(what: str, names: list[str]) -> Iterable[str]:
-    problem = _repeat_problem(what, names)
-    if problem:
-        yield f"In the manifest, {problem}"
-
-
-def _repeat_problem(what: str, names: Iterable[str]) -> str | None:
-    """Why these names cannot be a set of names."""
-    seen: set[str] = set()
-    for name in names:
-        if name in seen or not name:
-            return f"the {what} '{name}' is listed twice" if name else f"a {what} has no name"
-        seen.add(name)
-    return None
-
-
-def _circles(manifest: Manifest) -> Iterable[str]:
-    try:
-        TopologicalSorter({asset.name: asset.requires for asset in manifest.assets}).prepare()
-    except CycleError as error:
-        yield f"Assets require each other in a circle: {' ← '.join(error.args[1])}"
-
-
-def _shared_file_names(assets: Iterable[Asset]) -> Iterable[str]:
-    owners: dict[str, Asset] = {}
-    for asset in assets:
-        owner = owners.setdefault(asset.file, asset)
-        if owner.sha256 != asset.sha256:
-            yield f"Assets '{owner.name}' and '{asset.name}' have different contents but one file name, '{asset.file}'"
-
-
-def _decoders_without_encoder(manifest: Manifest, model: Model) -> Iterable[str]:
-    listed = [manifest._assets[name] for name in model.assets]
-    encoders = _of("encoder", listed)
-    for decoder in _of("decoder", listed):
-        if len(encoders) != 1 and not _of("encoder", manifest._with_required([decoder])):
-            yield f"Model '{model.name}' has {len(encoders)} encoders and its decoder '{decoder.name}' requires none"
-
-
-def _of(kind: str, assets: Iterable[Asset]) -> list[Asset]:
-    return [asset for asset in assets if asset.kind == kind]
+        return of_kind("encoder", listed) if any(not of_kind("encoder", self.with_required([one])) for one in decoders) else []
 
 
 def _once(names: Iterable[str]) -> tuple[str, ...]:

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clseg.addresses import source_problem, url_problem
 from clseg.errors import OutputError, UnknownName, WeightsError
-from clseg.manifest import KINDS, Asset, Manifest, Model, source_problem, url_problem
+from clseg.manifest import KINDS, Asset, Manifest, Model
 
 SHA = {letter: letter * 64 for letter in "0123456789abcdef"}
 

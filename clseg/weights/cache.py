@@ -28,9 +28,10 @@ from threading import Event, Lock
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote, urlsplit
 
+from clseg.addresses import source_problem, url_problem
 from clseg.environment import environment
 from clseg.errors import OfflineError, UsageError, WeightsError
-from clseg.manifest import FILE_NAME, Asset, Manifest, source_problem, url_problem
+from clseg.manifest import FILE_NAME, Asset, Manifest
 from clseg.progress import SILENT, Advance, Progress
 from clseg.weights.download import arrived, digest_of, download, shown
 from clseg.weights.sources import Sources, read_listing, refuse_installation

@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urljoin, urlsplit
 
+from clseg.addresses import is_loopback, url_problem
 from clseg.errors import WeightsError
-from clseg.manifest import is_loopback, url_problem
 
 if TYPE_CHECKING:
     from requests import Response, Session

@@ -15,8 +15,9 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from urllib.parse import quote
 
+from clseg.addresses import url_problem
 from clseg.errors import OutputError, UsageError
-from clseg.manifest import FILE_NAME, Asset, Manifest, url_problem
+from clseg.manifest import FILE_NAME, Asset, Manifest
 
 FOLDER = "assets"
 

@@ -17,8 +17,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import quote, urljoin, urlsplit
 
+from clseg.addresses import is_relative, source_problem
 from clseg.errors import OfflineError, OutputError, UsageError, WeightsError
-from clseg.manifest import FILE_NAME, Asset, Manifest, is_relative, source_problem
+from clseg.manifest import FILE_NAME, Asset, Manifest
 from clseg.weights.download import read_url, shown
 
 MANIFEST_BYTES = 16 << 20  # far more than any list needs
