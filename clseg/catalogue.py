@@ -11,7 +11,6 @@ never change meaning; new structures are appended.
 from __future__ import annotations
 
 import csv
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from colorsys import hls_to_rgb
 from dataclasses import dataclass
@@ -20,7 +19,9 @@ from functools import cache, cached_property
 from hashlib import sha256
 from importlib.resources import files
 
+from clseg.catalogue_check import check, lineage
 from clseg.errors import NotHeld, UnknownName, UsageError
+from clseg.words import OPPOSITE, as_word, base_and_side, other_side, side_of, singulars, tokens_of
 
 Colour = tuple[int, int, int]
 
@@ -39,9 +40,6 @@ GROUP_SYNONYMS = {
     "lns": ("lymph_node", "lymph_node_station"),
     "gtv": ("tumour", "tumor", "gross_tumour_volume", "gross_tumor_volume"),
 }
-SIDE_WORDS = {"left": "left", "l": "left", "lt": "left", "right": "right", "r": "right", "rt": "right"}
-OPPOSITE = {"left": "right", "right": "left"}
-PLURALS = (("ies", "y"), ("ae", "a"), ("i", "us"), ("a", "um"), ("s", ""), ("es", ""))
 
 
 @dataclass(frozen=True)
@@ -88,7 +86,7 @@ class Catalogue:
 
     def __init__(self, anatomies: Iterable[Anatomy]) -> None:
         object.__setattr__(self, "anatomies", tuple(sorted(anatomies, key=lambda anatomy: anatomy.id)))
-        _check(self.anatomies)
+        check(self.anatomies)
 
     @staticmethod
     @cache
@@ -174,7 +172,7 @@ class Catalogue:
 
     def without_side(self, name: str) -> str:
         """`kidney_left` → `kidney`, as words joined by underscores."""
-        return _split(_word(name))[0]
+        return base_and_side(as_word(name))[0]
 
     # --- growing and asking
 
@@ -213,7 +211,7 @@ class Catalogue:
         Raises UnknownName for a token that nobody knows, NotHeld when the model holds
         nothing of what a token means, UsageError when nothing is asked for.
         """
-        tokens = _tokens(roi)
+        tokens = tokens_of(roi)
         if not tokens:
             raise UsageError("No structure was asked for; expected at least one structure or group.", tip=TIP)
         held = None if among is None else frozenset(self[name].name for name in among)
@@ -230,12 +228,12 @@ class Catalogue:
 
     def _meaning(self, token: str) -> tuple[str, ...]:
         """Names of the structures that a token stands for, whatever a model holds."""
-        word = _word(token)
+        word = as_word(token)
         if word == "all":
             return tuple(self._by_name)
         if token.strip() in self:
             return (token.strip(),)
-        for meant in _singulars(word):
+        for meant in singulars(word):
             names = self._by_name_word.get(meant) or self._by_group.get(meant) or self._called(meant)
             if names:
                 return names
@@ -248,7 +246,7 @@ class Catalogue:
 
         A whole stands for its parts: `jaw` is the mandible, not also its halves.
         """
-        base, side = _split(word)
+        base, side = base_and_side(word)
         sides = (side,) if side else ("", *OPPOSITE)
         called = dict.fromkeys(name for side in sides for name in self._by_call.get((base, side), ()))
         return tuple(name for name in called if called.keys().isdisjoint(self._ancestors[name]))
@@ -273,14 +271,14 @@ class Catalogue:
         """Up to three held structures: relatives of `names`, alike to the token, of the same group, others."""
         holds = [anatomy for anatomy in self if anatomy.name in held]
         relatives = [kin for name in names for kin in (self[name].partner, *self.ancestors(name)[:-1]) if kin in held]
-        alike = get_close_matches(_word(token), [anatomy.name for anatomy in holds], n=3, cutoff=0.6)
+        alike = get_close_matches(as_word(token), [anatomy.name for anatomy in holds], n=3, cutoff=0.6)
         wanted = {group for name in names for group in self[name].groups}
         others = sorted(holds, key=lambda anatomy: wanted.isdisjoint(anatomy.groups))
         return tuple(dict.fromkeys([*relatives, *alike, *(anatomy.name for anatomy in others)]))[:3]
 
     def _nearest(self, token: str) -> tuple[str, ...]:
         """Up to three words that may have been meant, each for something else."""
-        alike = get_close_matches(_word(token), self._words, n=9, cutoff=0.6)
+        alike = get_close_matches(as_word(token), self._words, n=9, cutoff=0.6)
         words = {self._meaning(word): word for word in reversed(alike)}
         return tuple(word for word in alike if word in words.values())[:3]
 
@@ -297,7 +295,7 @@ class Catalogue:
     @cached_property
     def _by_name_word(self) -> Mapping[str, tuple[str, ...]]:
         """Names as they are typed → names, so that `Vertebrae L1` finds `vertebrae_L1`."""
-        return _gather((_word(anatomy.name), anatomy.name) for anatomy in self)
+        return _gather((as_word(anatomy.name), anatomy.name) for anatomy in self)
 
     @cached_property
     def _by_group(self) -> Mapping[str, tuple[str, ...]]:
@@ -310,12 +308,12 @@ class Catalogue:
     def _by_call(self) -> Mapping[tuple[str, str], tuple[str, ...]]:
         """(name or synonym without side, side) → names; a synonym may be shared by several."""
         return _gather(
-            (_split(_word(call)), anatomy.name) for anatomy in self for call in (anatomy.name, *anatomy.synonyms)
+            (base_and_side(as_word(call)), anatomy.name) for anatomy in self for call in (anatomy.name, *anatomy.synonyms)
         )
 
     @cached_property
     def _ancestors(self) -> Mapping[str, tuple[str, ...]]:
-        return {anatomy.name: tuple(_lineage(anatomy, self._by_name)) for anatomy in self.anatomies}
+        return {anatomy.name: tuple(lineage(anatomy, self._by_name)) for anatomy in self.anatomies}
 
     @cached_property
     def _words(self) -> tuple[str, ...]:
@@ -326,35 +324,7 @@ class Catalogue:
         return tuple(dict.fromkeys([*self.groups, *names, *bases, *synonyms, *self._by_group]))
 
 
-# --- words
-
-
-def _tokens(roi: Iterable[str]) -> list[str]:
-    """`["chest", "liver, aorta"]` → `["chest", "liver", "aorta"]`; a single string is a list of one."""
-    given = [roi] if isinstance(roi, str) else roi
-    return [token.strip() for entry in given for token in entry.split(",") if token.strip()]
-
-
-def _word(text: str) -> str:
-    """`"Left  Kidney"` → `"left_kidney"`."""
-    return re.sub(r"[\s_-]+", "_", text.strip().lower())
-
-
-def _split(word: str) -> tuple[str, str]:
-    """`"left_upper_lobe"` → `("upper_lobe", "left")`; the side is empty where none or both are said."""
-    parts = word.split("_")
-    said = {SIDE_WORDS[part] for part in parts if part in SIDE_WORDS}
-    return "_".join(part for part in parts if part not in SIDE_WORDS), said.pop() if len(said) == 1 else ""
-
-
-def _singulars(word: str) -> Iterator[str]:
-    """The word itself, then what it may be the plural of: `arteries` → `artery`, `lungs` → `lung`."""
-    yield word
-    base, side = _split(word)
-    for plural, singular in PLURALS:
-        if base.endswith(plural):
-            stem = base[: -len(plural)] + singular
-            yield f"{stem}_{side}" if side else stem
+# --- small helpers
 
 
 def _gather(pairs: Iterable[tuple]) -> dict:
@@ -363,13 +333,6 @@ def _gather(pairs: Iterable[tuple]) -> dict:
     for key, name in pairs:
         gathered.setdefault(key, []).append(name)
     return {key: tuple(dict.fromkeys(names)) for key, names in gathered.items()}
-
-
-def _lineage(anatomy: Anatomy, by_name: Mapping[str, Anatomy]) -> Iterator[str]:
-    parent = anatomy.parent
-    while parent is not None:
-        yield parent
-        parent = by_name[parent].parent
 
 
 # --- rows and custom structures
@@ -400,8 +363,8 @@ def _list(cell: str) -> tuple[str, ...]:
 
 
 def _custom(id: int, name: str, new: list[str], parent: str | None) -> Anatomy:
-    side = _side(name)
-    partner = _other_side(name) if side else None
+    side = side_of(name)
+    partner = other_side(name) if side else None
     return Anatomy(
         id=id,
         name=name,
@@ -428,70 +391,9 @@ def _custom_id(name: str, taken: set[int]) -> int:
     )
 
 
-def _side(name: str) -> str:
-    """The side that a name says: one of its words is `left` or `right`, not both."""
-    said = {part for part in _word(name).split("_") if part in OPPOSITE}
-    return said.pop() if len(said) == 1 else ""
-
-
-def _other_side(name: str) -> str:
-    return re.sub(r"(?<![A-Za-z])(left|right)(?![A-Za-z])", lambda side: OPPOSITE[side[0]], name)
-
-
 def _colour(name: str) -> Colour:
     """A lively colour that depends on the name alone."""
     digest = sha256(name.encode()).digest()
     hue, lightness, saturation = digest[0] / 256, 0.45 + digest[1] / 1024, 0.5 + digest[2] / 640
     red, green, blue = (round(255 * part) for part in hls_to_rgb(hue, lightness, saturation))
     return red, green, blue
-
-
-# --- checks
-
-
-def _check(anatomies: tuple[Anatomy, ...]) -> None:
-    by_name = {anatomy.name: anatomy for anatomy in anatomies}
-    if len({anatomy.id for anatomy in anatomies}) < len(anatomies):
-        raise UsageError(f"Ids of structures must be unique, given twice: {_twice(a.id for a in anatomies)}.")
-    if len(by_name) < len(anatomies):
-        raise UsageError(f"Names of structures must be unique, given twice: {_twice(a.name for a in anatomies)}.")
-    for anatomy in anatomies:
-        _check_name(anatomy)
-        _check_references(anatomy, by_name)
-    for anatomy in anatomies:
-        _check_ancestry(anatomy, by_name)
-
-
-def _check_name(anatomy: Anatomy) -> None:
-    if not re.fullmatch(r"[^\s,;/\\.\x00-\x1f]([^,;/\\\x00-\x1f]*[^\s,;/\\\x00-\x1f])?", anatomy.name):
-        raise UsageError(
-            f"A structure cannot be called {anatomy.name!r}; expected a name without commas, semicolons, "
-            "slashes, a leading dot or spaces at the ends."
-        )
-    if anatomy.side != _side(anatomy.name):
-        raise UsageError(f"The side of '{anatomy.name}' must agree with its name, given: '{anatomy.side}'.")
-
-
-def _check_references(anatomy: Anatomy, by_name: Mapping[str, Anatomy]) -> None:
-    references = [("parent", anatomy.parent), ("partner", anatomy.partner), *(("host", host) for host in anatomy.hosts)]
-    for role, name in references:
-        if name is not None and name not in by_name:
-            raise UsageError(f"The {role} of '{anatomy.name}' must be a structure, given: '{name}'.")
-    if anatomy.partner is None:
-        return
-    partner = by_name[anatomy.partner]
-    if partner.partner != anatomy.name or OPPOSITE.get(anatomy.side) != partner.side:
-        raise UsageError(f"'{anatomy.name}' and '{partner.name}' must be partners of each other, on opposite sides.")
-
-
-def _check_ancestry(anatomy: Anatomy, by_name: Mapping[str, Anatomy]) -> None:
-    seen = {anatomy.name}
-    for parent in _lineage(anatomy, by_name):
-        if parent in seen:
-            raise UsageError(f"A structure cannot contain itself: '{parent}' does, through its parents.")
-        seen.add(parent)
-
-
-def _twice(values: Iterable[object]) -> str:
-    seen: set[object] = set()
-    return ", ".join(dict.fromkeys(str(value) for value in values if value in seen or seen.add(value)))

@@ -56,7 +56,6 @@ _FACTS = ("kind", "file", "bytes", "sha256", "licence")  # the keys every asset 
 _LISTS = ("sources", "requires", "labels", "replaces")  # the keys an asset may have
 
 
-
 @dataclass(frozen=True)
 class Asset:
     """One weight file: what it is, what its bytes must be, where it may come from; checked when made.
