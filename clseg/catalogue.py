@@ -324,9 +324,6 @@ class Catalogue:
         return tuple(dict.fromkeys([*self.groups, *names, *bases, *synonyms, *self._by_group]))
 
 
-# --- small helpers
-
-
 def _gather(pairs: Iterable[tuple]) -> dict:
     """`[(key, name), …]` → `{key: (name, …)}`."""
     gathered: dict = {}

@@ -27,6 +27,14 @@ def check(anatomies: tuple[Anatomy, ...]) -> None:
         _check_ancestry(anatomy, by_name)
 
 
+def lineage(anatomy: Anatomy, by_name: Mapping[str, Anatomy]) -> Iterator[str]:
+    """What a structure is part of, from near to far; without end where something contains itself."""
+    parent = anatomy.parent
+    while parent is not None:
+        yield parent
+        parent = by_name[parent].parent
+
+
 def _check_name(anatomy: Anatomy) -> None:
     if not re.fullmatch(r"[^\s,;/\\.\x00-\x1f]([^,;/\\\x00-\x1f]*[^\s,;/\\\x00-\x1f])?", anatomy.name):
         raise UsageError(
@@ -60,11 +68,3 @@ def _check_ancestry(anatomy: Anatomy, by_name: Mapping[str, Anatomy]) -> None:
 def _twice(values: Iterable[object]) -> str:
     seen: set[object] = set()
     return ", ".join(dict.fromkeys(str(value) for value in values if value in seen or seen.add(value)))
-
-
-def lineage(anatomy: Anatomy, by_name: Mapping[str, Anatomy]) -> Iterator[str]:
-    """What a structure is part of, from near to far; without end where something contains itself."""
-    parent = anatomy.parent
-    while parent is not None:
-        yield parent
-        parent = by_name[parent].parent

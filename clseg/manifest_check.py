@@ -19,6 +19,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def asset_problem(asset: Asset) -> str | None:
+    """What is wrong with an asset by itself; None when nothing is."""
     if not _NAME.fullmatch(asset.name):
         return "a name has letters, digits, '.', '_' and '-' only"
     if asset.kind not in KINDS:
@@ -35,15 +36,16 @@ def asset_problem(asset: Asset) -> str | None:
         return f"labels belong to decoders, this is of kind {asset.kind}"
     if not isinstance(asset.file, str):
         return f"file is {asset.file!r}, expected text"
-    return repeat_problem("label", asset.labels) or path_problem("the file", asset.file)
+    return _repeat_problem("label", asset.labels) or path_problem("the file", asset.file)
 
 
 def model_problem(model: Model) -> str | None:
+    """What is wrong with a model by itself; None when nothing is."""
     if not _NAME.fullmatch(model.name):
         return "a name has letters, digits, '.', '_' and '-' only"
     if not isinstance(model.description, str) or not isinstance(model.licence, str) or not model.licence:
         return "description and licence must be text, the licence not empty"
-    return repeat_problem("asset", model.assets)
+    return _repeat_problem("asset", model.assets)
 
 
 def manifest_problems(manifest: Manifest) -> Iterable[str]:
@@ -63,12 +65,12 @@ def manifest_problems(manifest: Manifest) -> Iterable[str]:
 
 
 def _repeats(what: str, names: list[str]) -> Iterable[str]:
-    problem = repeat_problem(what, names)
+    problem = _repeat_problem(what, names)
     if problem:
         yield f"In the manifest, {problem}"
 
 
-def repeat_problem(what: str, names: Iterable[str]) -> str | None:
+def _repeat_problem(what: str, names: Iterable[str]) -> str | None:
     """Why these names cannot be a set of names."""
     seen: set[str] = set()
     for name in names:

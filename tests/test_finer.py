@@ -82,11 +82,13 @@ def test_there_is_nothing_finer_than_the_finest_level() -> None:
 
 
 def test_a_recipe_says_how_wide(workplace: Path) -> None:
-    recipe = update_recipe(workplace)
-    with pytest.raises(RecipeError, match="finer is a number of channels"):
+    recipe = replace(update_recipe(workplace), keep=0.05)
+    with pytest.raises(RecipeError, match="finer is a number of channels, or 0 for none, given -1"):
         replace(recipe, finer=-1)
-    with pytest.raises(RecipeError, match="what is new must be trained"):
+    with pytest.raises(RecipeError, match="finer stage must be trained"):
         replace(recipe, finer=4, balance=1, optim=replace(recipe.optim, iterations=0))
+    with pytest.raises(RecipeError, match=r"keep is 0\.5, but of a stage that begins at random"):
+        replace(recipe, finer=4, keep=0.5)
     assert not recipe.grows
     assert replace(recipe, finer=4).grows
 
@@ -97,7 +99,9 @@ def test_an_update_adds_a_stage(workplace: Path, own_home: Path, without_plots: 
         own_home, {"lungs": ("lung_left", "lung_right")}, widths=(8, 16, 24), spacing=(12.0, 12.0, 12.0), stages=1
     )
     old = load(fetch([manifest().asset("tiny-lungs")])["tiny-lungs"])
-    recipe = replace(update_recipe(workplace), finer=4, allowed_loss=1.0, validation=ValidationRecipe(split="val"))
+    recipe = replace(
+        update_recipe(workplace), finer=4, keep=0.0, allowed_loss=1.0, validation=ValidationRecipe(split="val")
+    )
     recipe = replace(recipe, optim=replace(recipe.optim, iterations=3, rate=1e-4, warmup=0))
     done = update(recipe, workplace / "runs" / "fine")
     new = load(done.result.file)
@@ -115,4 +119,4 @@ def test_an_update_adds_a_stage(workplace: Path, own_home: Path, without_plots: 
 def test_the_finest_decoder_stays(workplace: Path) -> None:
     """An update refuses to add what the encoder has no level for, before anything is trained."""
     with pytest.raises(RecipeError, match="'lungs' cannot grow so: The decoder ends at the finest level"):
-        update(replace(update_recipe(workplace), finer=4), workplace / "runs" / "fine")
+        update(replace(update_recipe(workplace), finer=4, keep=0.0), workplace / "runs" / "fine")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -56,11 +58,12 @@ def counted(monkeypatch):
     up=st.integers(1, 9),
     outputs=st.integers(1, 9),
     skip=st.sampled_from([None, (), (4,), (0, 2, 5)]),
+    below=st.tuples(*[st.integers(1, 4)] * 3).filter(lambda n: max(n) > 1),  # a norm needs two voxels
     bias=st.booleans(),
     last=st.booleans(),
 )
-def test_folded_is_as_joined(stride, up, outputs, skip, bias, last) -> None:
-    encoder = _encoder(stride, (6, 12, 6))
+def test_folded_is_as_joined(stride, up, outputs, skip, below, bias, last) -> None:
+    encoder = _encoder(stride, tuple(n * s for n, s in zip(below, stride, strict=True)))
     decoder = _decoder(Stage(up, (outputs, 3), POINT, skip), encoder, bias=bias)
     with torch.no_grad():  # the plain way
         features = [f.clone(memory_format=LAST if last else torch.contiguous_format) for f in _features(encoder)]
@@ -79,6 +82,18 @@ def test_nothing_that_is_read_is_written_to(counted) -> None:
         decoder.forward_deep(list(features), 1, spend=True)
     assert counted == [1]
     assert all(torch.equal(a, b) for a, b in zip(before, features, strict=True))
+
+
+@pytest.mark.parametrize("kernel", [POINT, THREE])
+def test_a_spent_skip_is_let_go_before_the_next_step(kernel) -> None:
+    """What was read is gone when the norm of the first convolution runs, as the plan of memory has it."""
+    encoder = _encoder()
+    decoder, features = _decoder(Stage(4, (4,), kernel), encoder), list(_features(encoder))
+    skip, gone = weakref.ref(features[0]), []
+    decoder.convs[0][0].act.register_forward_hook(lambda *_: gone.append(skip() is None))
+    with torch.inference_mode():
+        decoder.forward_deep(features, 1, spend=True)
+    assert gone == [True]
 
 
 def test_what_cannot_be_folded_goes_the_plain_way(counted) -> None:

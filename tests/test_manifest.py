@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clseg.addresses import source_problem, url_problem
 from clseg.errors import OutputError, UnknownName, WeightsError
 from clseg.manifest import KINDS, Asset, Manifest, Model
 
@@ -313,46 +312,6 @@ def test_an_accepted_file_name_stays_inside(file: str):
         assert path.parts
 
 
-@pytest.mark.parametrize(
-    "url",
-    [
-        "https://example.org/a%20b?x=1",
-        "http://127.0.0.1:80/x",
-        "http://127.9.9.9/x",
-        "http://localhost/x",
-        "http://[::1]:8/x",
-    ],
-)
-def test_addresses_that_are_safe(url: str):
-    """https anywhere and http on this machine may be fetched from."""
-    assert url_problem(url) is None
-    assert source_problem(url) is None
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        "http://example.org/x",
-        "http://127.0.0.1.example.org/x",
-        "http://127.0.0.1@example.org/x",
-        "http://example.org\\@127.0.0.1/x",
-        "http://localhost.example.org/x",
-        "http://0.0.0.0/x",
-        "http://[::2]/x",
-        "http://[::1/x",
-        "http://127.0.0.1:port/x",
-        "https://host/a b",
-        "https://host/\n",
-        "ftp://127.0.0.1/x",
-        "https:x",
-        "",
-    ],
-)
-def test_addresses_that_are_not_safe(url: str):
-    """Everything else is refused, look-alikes of this machine included."""
-    assert url_problem(url)
-
-
 SCHEMA = json.loads((Path(__file__).parents[1] / "clseg/data/manifest.schema.json").read_text())
 SOUND = [
     listing(enc=entry("encoder"), dec=entry(requires=["enc"], sources=["a b/c.bin", "package:x/y", "file:///x", "https://h.org/x?y=1", "http://h/x"])),
@@ -424,14 +383,6 @@ def test_closing_brings_what_is_required(torso: Manifest):
     closed = small.closed(["lung"])
     assert names(closed.assets) == ["b", "s", "enc"]
     assert [model.name for model in closed.models] == ["lung"]
-
-
-def test_http_elsewhere_may_be_named_but_not_fetched_unless_allowed():
-    """A manifest is a list; whether an unencrypted address is asked is decided by whoever asks."""
-    assert source_problem("http://example.org/x") is None
-    assert "--allow-http" in url_problem("http://example.org/x")
-    assert url_problem("http://example.org/x", allow_http=True) is None
-    assert url_problem("ftp://example.org/x", allow_http=True)
 
 
 def test_a_list_written_out_means_the_same_anywhere(tmp_path: Path):

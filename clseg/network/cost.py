@@ -97,6 +97,8 @@ def _stage(stage: Stage, join: Join, spent: int, count: int) -> tuple[int, int]:
     """Channels that a stage makes while it needs the skip, of which `spent` may be written over, and those that it holds afterwards."""
     joined, first = stage.up + join.skip, stage.convs[0]
     later = max((a + _made(a, b, count) for a, b in pairwise(stage.convs)), default=0)
+    if prod(stage.kernel) == 1:  # folded: what comes up, and the same in its places
+        return 2 * first, max(first, later)
     if slabs.are_worthwhile(joined, count):
         return (0 if spent == first else first), max(first, later)
     picked = join.skip if stage.skip is not None else 0

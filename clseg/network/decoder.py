@@ -77,13 +77,13 @@ class Decoder(nn.Module):
         joined = Joined(x, self.ups[stage], skip, self.skips[stage], first.conv.in_channels)
         del x, skip
         if folded(first, joined):
-            met = first.finished(fold(first.conv, joined))
+            met, blocks = fold(first.conv, joined), [first.finished, *others]
         elif joined_in_slabs(first, joined):
-            met = first(joined, spent=spend)
+            met, blocks = first(joined, spent=spend), others
         else:
-            met = first(self._put_together(joined), spent=True)
-        del joined
-        for block in others:
+            met, blocks = self._put_together(joined), [first, *others]
+        del joined  # and with it the skip, which nobody else may need
+        for block in blocks:
             met = block(met, spent=True)
         return met
 

@@ -21,7 +21,7 @@ POINT = (1, 1, 1)
 def finer(decoder: Decoder, width: int, encoder: EncoderSpec, seed: int = 0) -> Decoder:
     """`decoder` with one more stage of `width` channels: transposed convolution, skip, one 1×1×1 convolution.
 
-    Its logits at the coarser levels are what they were; those at the new one are random.
+    Its logits at the coarser levels are what they were; those at the new one are random (weights as torch begins them, as in `widened`).
     Raises WeightsError where the encoder has no finer level, and for a width that is not 1 to 1024.
     """
     stages = decoder.spec.stages

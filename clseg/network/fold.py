@@ -2,8 +2,8 @@
 
 A transposed convolution and a 1×1×1 convolution are both linear and nothing lies between
 them, so that two matrices do the work of three: one from what is below to the voxels that
-come up from it, one from the skip.  At the finest stage this is most of a small decoder's
-time (LOG.md, 2026-11-26).
+come up from it, one from the skip.  A small decoder that ends at full resolution takes half
+the time so (LOG.md, 2026-11-26).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def _raised(up: Up, weight: torch.Tensor, below: torch.Tensor) -> torch.Tensor:
     matrix = weight @ up.weight.permute(1, 2, 3, 4, 0).reshape(channels, -1)  # (outputs, strides · inputs)
     matrix = matrix.view(-1, inputs)  # rows: output, then the place within the stride
     placed = (matrix @ _columns(below)).view(-1, *stride, *size).permute(0, 4, 1, 5, 2, 6, 3)
-    return placed.reshape(1, len(weight), *(n * s for n, s in zip(size, stride, strict=True)))
+    return placed.contiguous().view(1, len(weight), *(n * s for n, s in zip(size, stride, strict=True)))
 
 
 def _columns(x: torch.Tensor) -> torch.Tensor:

@@ -138,7 +138,7 @@ class DecoderSpec:
     """One decoder: `stages` from the bottleneck up, `labels` without background.
 
     With fewer stages than the encoder has steps its logits are coarser than the window,
-    and are upsampled trilinearly: a finest stage costs as much as all others together.
+    and are upsampled trilinearly: in training a finest stage costs as much as all others together.
 
     `last_activation` is False where the last convolution of every stage goes
     without LeakyReLU, as in CL-Net; a stage with a single convolution keeps it.
