@@ -8,7 +8,7 @@ ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 RUN python -m venv /opt/clseg && /opt/clseg/bin/pip install --no-cache-dir "torch==${TORCH}" --index-url "${TORCH_INDEX}"
 WORKDIR /src
 COPY . .
-RUN /opt/clseg/bin/pip install --no-cache-dir ".[dicom,cluster]"
+RUN /opt/clseg/bin/pip install --no-cache-dir ".[dicom,mesh,cluster]"
 
 FROM python:${PYTHON}
 LABEL org.opencontainers.image.title="clseg" org.opencontainers.image.licenses="Apache-2.0"
