@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 ENDS = {"inferior", "superior", "both"}
-KEPT_WITH_FINER = 0.05  # of the old weights, at most, where a stage is new: its share of them is random
 FORMATS = {"folders": "index", "csv": "index", "nnunet": "path", "totalsegmentator": "path", "results": "path"}  # and the key that says where
 
 
@@ -83,23 +82,12 @@ def update(plan: UpdateRecipe) -> None:
     _open_ends("open_ends", plan.open_ends)
     if not 0 <= plan.keep <= 1:
         raise RecipeError(f"keep is a share between 0 and 1, given {plan.keep}.")
-    _finer(plan)
+    if plan.finer < 0:
+        raise RecipeError(f"finer is a number of channels, or 0 for none, given {plan.finer}.")
     if plan.balance < 0:
         raise RecipeError(f"balance is a number of cases, 0 or more, given {plan.balance}.")
     if plan.allowed_loss < 0:
         raise RecipeError(f"allowed_loss is a Dice of 0 or more, given {plan.allowed_loss}.")
-
-
-def _finer(plan: UpdateRecipe) -> None:
-    if plan.finer < 0:
-        raise RecipeError(f"finer is a number of channels, or 0 for none, given {plan.finer}.")
-    if plan.finer and not plan.optim.iterations:
-        raise RecipeError("A finer stage must be trained: give [optim] iterations.")
-    if plan.finer and plan.keep > KEPT_WITH_FINER:
-        raise RecipeError(
-            f"keep is {plan.keep}, but of a stage that begins at random nothing is worth keeping.",
-            tip=f"With `finer` keep {KEPT_WITH_FINER} or less.",
-        )
 
 
 def prune(plan: PruneRecipe) -> None:

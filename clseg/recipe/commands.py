@@ -82,7 +82,7 @@ class UpdateRecipe(Common):
     keep: float = knob("share of the old weights in the result", 0.5)
     allowed_loss: float = knob("mean Dice that the old cases may lose; more is refused", 0.01)
     widths: tuple[int, ...] = knob("channels per stage to which the decoder grows first, coarsest stage first; empty: as it is", ())
-    finer: int = knob("channels of a further stage, one level finer, that the decoder gets first and has to learn; 0: it ends where it did", 0)
+    finer: int = knob("channels of a further stage, one level finer, that the decoder gets first, at least those of its last; 0: it ends where it did", 0)
     balance: int = knob("at the end move every label's bias to where Dice is highest on at most so many training cases; 0: leave it", 0)
     old: tuple[DatasetRecipe, ...] = knob("held-out cases of what it learned from before (split: validation.split)", ())
     probe: str = knob("a CT to prove on that other organs did not change; empty: a synthetic torso", "")

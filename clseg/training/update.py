@@ -60,7 +60,7 @@ def update(recipe: UpdateRecipe, run: Path, *, resume: bool = False, reports: Re
     """Train on the new cases; the result is the moving average, in which old weights weigh `keep`.
 
     With `widths` the decoder has more channels from the start, which say next to nothing at first;
-    with `finer` a further stage, which says nothing of use before it has learned.
+    with `finer` a further stage, which says at first about what the last one said.
     With `balance` the biases of its last layer are then moved to where Dice on training
     cases is highest; with no iterations nothing else is done.
     The encoder, the mask of pruned weights and all other decoders stay as they are.  The
