@@ -161,3 +161,18 @@ def tiny_network(labels: Mapping[str, tuple[str, ...]] | None = None, **options:
 
     encoder, decoders = tiny_checkpoints(labels or TINY_LABELS, **options)  # type: ignore[arg-type]
     return assemble(encoder, decoders.items())
+
+
+def random_decoder(spec, encoder):
+    """A decoder with random weights whose norms are no identity."""
+    import torch
+
+    from clseg.network.decoder import Decoder
+
+    torch.manual_seed(3)
+    network = Decoder(spec, encoder)
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if "norm" in name:
+                parameter.uniform_(0.5, 1.5) if name.endswith("weight") else parameter.uniform_(-0.5, 0.5)
+    return network

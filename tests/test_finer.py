@@ -16,7 +16,7 @@ from clseg.network.spec import DecoderSpec, EncoderSpec, Grid, Intensity, Level,
 from clseg.recipe.parts import ValidationRecipe
 from clseg.training.update import update
 from clseg.weights.cache import fetch, manifest
-from tests.conftest import write_tiny_model
+from tests.conftest import random_decoder, write_tiny_model
 from tests.small_dataset import update_recipe
 
 THREE = (3, 3, 3)
@@ -56,14 +56,7 @@ def test_nothing_that_is_new_is_dead() -> None:
 
 
 def decoder(spec: DecoderSpec = COARSE) -> Decoder:
-    """Random weights; norms are no identity."""
-    torch.manual_seed(3)
-    network = Decoder(spec, ENCODER)
-    with torch.no_grad():
-        for name, parameter in network.named_parameters():
-            if "norm" in name:
-                parameter.uniform_(0.5, 1.5) if "weight" in name else parameter.uniform_(-0.5, 0.5)
-    return network
+    return random_decoder(spec, ENCODER)
 
 
 def test_supporters_stay() -> None:

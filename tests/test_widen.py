@@ -18,6 +18,7 @@ from clseg.network.widen import widened
 from clseg.training.ticket import Ticket
 from clseg.training.update import update
 from clseg.weights.cache import fetch, manifest
+from tests.conftest import random_decoder
 from tests.small_dataset import update_recipe
 
 THREE, ONE = (3, 3, 3), (1, 1, 1)
@@ -30,14 +31,7 @@ SPEC = DecoderSpec((Stage(12, (12, 12), THREE), Stage(4, (4,), ONE)), ("liver", 
 
 
 def decoder(spec: DecoderSpec = SPEC) -> Decoder:
-    """Random weights; norms are no identity."""
-    torch.manual_seed(3)
-    network = Decoder(spec, ENCODER)
-    with torch.no_grad():
-        for name, parameter in network.named_parameters():
-            if "norm" in name:
-                parameter.uniform_(0.5, 1.5)
-    return network
+    return random_decoder(spec, ENCODER)
 
 
 def features() -> list[torch.Tensor]:
