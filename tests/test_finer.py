@@ -14,6 +14,7 @@ from clseg.network.decoder import Decoder
 from clseg.network.finer import finer
 from clseg.network.spec import DecoderSpec, EncoderSpec, Grid, Intensity, Level, Stage, Supporter
 from clseg.recipe.parts import ValidationRecipe
+from clseg.training.ticket import Ticket
 from clseg.training.update import update
 from clseg.weights.cache import fetch, manifest
 from tests.conftest import random_decoder, write_tiny_model
@@ -49,10 +50,10 @@ def test_it_says_about_what_it_said(width: int) -> None:
 
 
 def test_nothing_that_is_new_is_dead() -> None:
-    """A ticket would hold what is zero; only what copies channels is, at the places of other channels."""
-    fine = finer(decoder(), 9, ENCODER)
-    assert (fine.convs[-1][0].conv.weight[:, 9:] != 0).all()
-    assert (fine.heads[-1].weight != 0).all()
+    """A ticket would hold what is zero: of a dense decoder every weight lives, also where the new stage copies channels."""
+    for width in (6, 9):
+        ticket = Ticket.of(finer(decoder(), width, ENCODER))
+        assert ticket.alive == ticket.total
 
 
 def decoder(spec: DecoderSpec = COARSE) -> Decoder:
@@ -118,6 +119,7 @@ def test_an_update_adds_a_stage(workplace: Path, own_home: Path, without_plots: 
     new = load(done.result.file)
     assert new.spec.stages == (*old.spec.stages, Stage(16, (16,), (1, 1, 1)))
     assert new.card["widths"] == [16, 16]
+    assert new.card["pruning_rate"] == 0
     assert (
         new.card["parameters_dense"] == new.card["parameters"] == sum(tensor.numel() for tensor in new.tensors.values())
     )

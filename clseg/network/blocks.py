@@ -123,8 +123,8 @@ class ConvNormAct(nn.Module):
     def forward(self, x: torch.Tensor | Joined, spent: bool = False) -> torch.Tensor:
         return self.finished(_convolved(self.conv, x, spent))
 
-    def finished(self, x: torch.Tensor, spent: bool = True) -> torch.Tensor:
-        """What has been convolved, and is always `spent`, normalised and activated, written over it where that can be."""
+    def finished(self, x: torch.Tensor) -> torch.Tensor:
+        """What has been convolved, normalised and activated, written over it where that can be."""
         return self.act(_normalised(x, self.norm))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import nn
@@ -73,18 +74,19 @@ class Decoder(nn.Module):
         return logits[::-1]
 
     def _step(self, stage: int, x: torch.Tensor, skip: torch.Tensor, spend: bool) -> torch.Tensor:
-        first, *others = self.convs[stage]
+        first = self.convs[stage][0]
+        whole, *others = (partial(block, spent=True) for block in self.convs[stage])
         joined = Joined(x, self.ups[stage], skip, self.skips[stage], first.conv.in_channels)
         del x, skip
         if folded(first, joined):
-            met, blocks = fold(first.conv, joined), [first.finished, *others]
+            met, steps = fold(first.conv, joined), [first.finished, *others]
         elif joined_in_slabs(first, joined):
-            met, blocks = first(joined, spent=spend), others
+            met, steps = first(joined, spent=spend), others
         else:
-            met, blocks = self._put_together(joined), [first, *others]
+            met, steps = self._put_together(joined), [whole, *others]
         del joined  # and with it the skip, which nobody else may need
-        for block in blocks:
-            met = block(met, spent=True)
+        for step in steps:
+            met = step(met)
         return met
 
     def _put_together(self, joined: Joined) -> torch.Tensor:

@@ -4,7 +4,7 @@ The counterpart of the first rungs of pruning, which take the finest stages away
 `clseg.network.fold` shows, a stage of 1×1×1 convolutions costs little even at full resolution.
 
 The new stage hands on what the last one made: its transposed convolution copies every
-channel to the voxels that come up, its convolution reads next to nothing of the skip, and
+channel to the voxels that come up, its convolution reads next to nothing else, and
 its norm, which would take away a channel's mean and spread, gives those back that the
 channel has where the last norm's output is normally distributed.  Its head is the last one's.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -21,6 +22,9 @@ from clseg.errors import WeightsError
 from clseg.network.decoder import Decoder
 from clseg.network.spec import EncoderSpec, Stage
 from clseg.network.widen import FAINT, WIDEST
+
+if TYPE_CHECKING:
+    import numpy as np
 
 POINT = (1, 1, 1)
 NODES = 64  # of the quadrature over a normal distribution
@@ -53,10 +57,11 @@ def _hand_on(grown: Decoder, count: int) -> None:
     """The first `count` channels of the last stage become those of the stage before."""
     up, block, head = grown.ups[-1], grown.convs[-1][0], grown.heads[-1]
     before, last = grown.convs[-2][-1], grown.heads[-2]
-    same = torch.eye(count)
-    up.weight[:, :count] = same[:, :, None, None, None]  # (inputs, outputs, strides)
+    same = torch.eye(count)[:, :, None, None, None]
+    up.weight[:, :count] *= FAINT  # (inputs, outputs, strides); not zero, which would be taken for pruned
+    up.weight[:, :count] += same
     block.conv.weight[:count] *= FAINT
-    block.conv.weight[:count, :count] = same[:, :, None, None, None]
+    block.conv.weight[:count, :count] += same
     block.norm.bias[:count], block.norm.weight[:count] = _moments(before.norm, before.act)
     head.weight[:, count:] *= FAINT
     head.weight[:, :count] = last.weight
@@ -77,7 +82,7 @@ def _moments(norm: nn.InstanceNorm3d, act: nn.Module) -> tuple[torch.Tensor, tor
     return mean, ((values - mean[:, None]).square() * weights).sum(1).sqrt()
 
 
-def _normal() -> tuple:
+def _normal() -> tuple[np.ndarray, np.ndarray]:
     """Nodes and weights of the standard normal distribution (Gauss–Hermite)."""
     from numpy.polynomial.hermite_e import hermegauss
 
