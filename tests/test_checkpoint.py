@@ -61,18 +61,28 @@ def test_label_ranges_that_are_none_are_refused(stored: object, decoder: Checkpo
         load(tmp_path / "x.safetensors")
 
 
+@pytest.mark.parametrize("stored", [[10.0], [10.0, -10.0], [0, 0], [None, 10.0], ["left", 10.0], [True, 10.0], {"low": 0}, 3, [float("-inf"), 1.0]])
+def test_a_range_to_the_sides_that_is_none_is_refused(stored: object, decoder: Checkpoint, tmp_path: Path) -> None:
+    """What is not two rising numbers is named."""
+    save(tmp_path / "x.safetensors", decoder)
+    header = {**read_header(tmp_path / "x.safetensors"), "sideways": stored}
+    (tmp_path / "x.safetensors").write_bytes(to_bytes(dict(decoder.tensors), metadata={"clseg": json.dumps(header)}))
+    with pytest.raises(WeightsError, match="sideways of .* must be"):
+        load(tmp_path / "x.safetensors")
+
+
 def test_label_ranges_are_no_part_of_the_fingerprint(decoder: Checkpoint, tmp_path: Path) -> None:
     """They can be learnt anew without a new binding; without them a file holds what files always held."""
-    save(tmp_path / "x.safetensors", replace(decoder, label_slices={"liver": (0.1, 0.2)}))
+    save(tmp_path / "x.safetensors", replace(decoder, label_slices={"liver": (0.1, 0.2)}, sideways=(-10.0, 10.0)))
     save(tmp_path / "y.safetensors", decoder)
     ranged, plain = (load(tmp_path / name) for name in ("x.safetensors", "y.safetensors"))
     assert fingerprint(ranged.tensors, ranged.spec) == fingerprint(plain.tensors, plain.spec)
-    assert "label_slices" not in read_header(tmp_path / "y.safetensors")
+    assert not {"label_slices", "sideways"} & set(read_header(tmp_path / "y.safetensors"))
 
 
 def test_what_was_saved_is_loaded(encoder: Checkpoint, decoder: Checkpoint, tmp_path: Path) -> None:
     """Kind, spec, binding, body-part range, card and every bit of every tensor come back."""
-    ranged = replace(decoder, label_slices={"liver": (0.25, None), "spleen": None})
+    ranged = replace(decoder, label_slices={"liver": (0.25, None), "spleen": None}, sideways=(-50.0, 60.5))
     for checkpoint in (encoder, decoder, ranged):
         save(tmp_path / "x.safetensors", checkpoint)
         loaded = load(tmp_path / "x.safetensors")

@@ -452,7 +452,7 @@ def test_a_scan_against_its_header_is_told(monkeypatch):
 
     from clseg.inference import infer
 
-    model = SimpleNamespace(slices={"lungs": (0.3, 0.7)}, label_slices={})
+    model = SimpleNamespace(slices={"lungs": (0.3, 0.7)}, label_slices={}, sideways={})
     parts, placement = SimpleNamespace(models=(model,), scorer=object()), SimpleNamespace(shape=(4, 4, 50), spacing=(3.0,) * 3, orientation="RAS")
     for ends, warned in (((0.9, 0.2), 1), ((0.2, 0.9), 0)):
         told = Told()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -207,6 +208,38 @@ def test_a_decoder_runs_and_paints_in_its_extent_only(low, length, depth, step):
     pad = max(0, 8 - depth) // 2
     meeting = sum(1 for z in predictor.windows(hu.shape)[2] if z < high + pad and z + 8 > low + pad)
     assert engine.windows["lungs"] == meeting
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_a_decoder_runs_in_the_windows_that_see_its_band(batch):
+    """Windows at 0, 8 and 16 along x, in two rows: lungs in the middle of the lower row, and of no known place in the upper; the trunk everywhere."""
+    hu = noise((24, 8, 16))
+    engine = Pointwise((8, 8, 8), batch=batch)
+    band = np.full((2, 16), np.nan)
+    band[:, :8] = [[10.0], [13.0]]
+    found = joined(Predictor(engine, step=1.0, bands={"lungs": band})(hu, everywhere(hu)), "lungs")
+    assert engine.windows == {"trunk": 6, "lungs": 1 + 3}
+    expected = whole(hu, "lungs")
+    torch.testing.assert_close(found[8:16, :, :8], expected[8:16, :, :8], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found[..., 8:], expected[..., 8:], atol=1e-5, rtol=1e-5)
+    assert min(found[0, :8, :, :8].min(), found[0, 16:, :, :8].min()) > 0.999
+
+
+def test_only_slices_of_its_extent_tell_a_decoders_band():
+    """In the slices below its extent the body lies elsewhere, which does not matter."""
+    hu = noise((24, 8, 16))
+    engine = Pointwise((8, 8, 16))
+    band = np.where(np.arange(16) < 8, [[1.0], [3.0]], [[18.0], [22.0]])
+    list(Predictor(engine, step=1.0, bands={"lungs": band})(hu, {"trunk": None, "lungs": (8, 16)}))
+    assert engine.windows["lungs"] == 1
+
+
+def test_a_band_follows_a_scan_that_is_smaller_than_the_window():
+    """Four voxels in the middle of a window of eight."""
+    hu = noise((4, 8, 8))
+    engine = Pointwise((8, 8, 8))
+    found = joined(Predictor(engine, bands={"lungs": np.array([[1.0] * 8, [2.0] * 8])})(hu, everywhere(hu)), "lungs")
+    torch.testing.assert_close(found, whole(hu, "lungs"), atol=1e-5, rtol=1e-5)
 
 
 def test_beyond_its_extent_a_label_is_background():

@@ -29,7 +29,7 @@ from clseg.training.pretrain import load_examples
 from clseg.training.prune import Climb, _masked, climb, size_of
 from clseg.training.reprune import reprune
 from clseg.training.run import Reports
-from clseg.training.ticket import Ticket
+from clseg.training.ticket import Ticket, global_l1
 from clseg.training.update import decoder_recipe, open_decoder
 from clseg.weights import own
 from clseg.weights.cache import manifest
@@ -151,6 +151,31 @@ def test_refused_rungs_leave_the_last_good_state(course: Course, dense: Decoder,
         ("structured", "again"), ("structured", "stop"), ("unstructured", "accepted"),
         ("unstructured", "again"), ("unstructured", "stop"), ("recovered", "recovered"),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("afterwards", "kept"), [(0.89, "before"), (float("nan"), "before"), (0.9, "recovered"), (0.95, "recovered")])
+def test_a_recovery_that_lost_something_is_taken_back(
+    afterwards: float, kept: str, course: Course, dense: Decoder, judge: Callable[[Iterable[float]], None]
+) -> None:
+    """Less than before recovery: the accepted rung's weights come back, whatever a rung may lose; otherwise those that recovered."""
+    judge([0.9, 0.9, afterwards])
+    told: list[str] = []
+    course.reports = Reports(note=told.append)
+    final = climb("lungs", dense, None, rule(structured=(), unstructured=(0.5,)), course)
+    accepted = build_decoder(load(course.run / "stages/prune/lungs.safetensors"), course.base.spec)
+    same = all(torch.equal(a, b) for a, b in zip(final.state_dict().values(), accepted.state_dict().values(), strict=True))
+    assert same == (kept == "before")
+    assert any("taken back" in line for line in told) == same
+
+
+def test_a_decoder_beyond_every_rung_says_so(course: Course, dense: Decoder, judge: Callable[[Iterable[float]], None]) -> None:
+    """Pruned to a half before, there is nothing to try for a rung of 0.4."""
+    judge([0.9])
+    global_l1(dense, Ticket.of(dense), 0.5).apply_(dense)
+    told: list[str] = []
+    course.reports = Reports(note=told.append)
+    assert climb("lungs", dense, None, rule(structured=(), unstructured=(0.4,)), course) is dense
+    assert told == ["lungs: it is smaller already than every rung would make it; the decoder stays as it is"]
 
 
 def test_nothing_accepted_nothing_pruned(course: Course, dense: Decoder, judge: Callable[[Iterable[float]], None]) -> None:

@@ -22,7 +22,7 @@ from clseg.training.rerange import rerange
 from tests.conftest import write_tiny_model
 from tests.small_dataset import tiny_recipe
 
-FOUND = {"tiny-neck": DecoderRange((0.3, 0.9), {"larynx": (0.7, 0.9), "esophagus": (0.3, None)}), "tiny-lungs": DecoderRange((0.3, 0.8), {"lung_left": (0.3, 0.8)})}
+FOUND = {"tiny-neck": DecoderRange((0.3, 0.9), {"larynx": (0.7, 0.9), "esophagus": (0.3, None)}), "tiny-lungs": DecoderRange((0.3, 0.8), {"lung_left": (0.3, 0.8)}, (-90.0, 5.0))}
 
 
 @pytest.fixture
@@ -55,6 +55,7 @@ def test_only_the_ranges_change(weights: Path) -> None:
     assert {file: (tensors_of(file), fingerprint(load(file).tensors, load(file).spec)) for file in (neck, lungs)} == before
     assert (load(neck).slices, load(neck).label_slices) == ((0.3, 0.9), {"larynx": (0.7, 0.9), "esophagus": (0.3, None)})
     assert (load(lungs).slices, load(lungs).label_slices) == ((0.3, 0.8), {})
+    assert (load(neck).sideways, load(lungs).sideways) == (None, (-90.0, 5.0))
 
 
 def test_the_manifest_follows(weights: Path) -> None:

@@ -298,6 +298,15 @@ def test_a_coarser_decoder_is_made_narrower_like_any_other() -> None:
     assert slim(small, ENCODER, keep)(features()).shape == (1, 3, 8, 8, 8)
 
 
+def test_time_is_not_saved_where_a_folded_stage_joins() -> None:
+    """A stage of 1×1×1 convolutions reads what is below and the skip as they are: only what its convolutions make is cut."""
+    network = decoder()
+    whole, last = (keep.stages[-1] for keep in (Keep.all(SPEC, ENCODER), plan_widths(network, ENCODER, 0.95, 1, save="time")))
+    assert (last.up, last.skip) == (whole.up, whole.skip)
+    assert len(last.convs[0]) < len(whole.convs[0])
+    assert len(plan_widths(network, ENCODER, 0.95, 1, save="weights").stages[-1].up) < len(whole.up)
+
+
 def test_biases_of_imported_decoders_are_cut_along() -> None:
     """Transposed convolutions with biases, as nnU-Net has them: half of the channels go without a trace of their biases."""
     network = decoder(spec=replace(SPEC, bias=True))

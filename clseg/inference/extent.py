@@ -1,4 +1,4 @@
-"""Extents: which slices can hold the organs of a decoder, and of each of its labels.
+"""Extents: which slices can hold the organs of a decoder, and of each of its labels (how far to the sides: `sideways`).
 
 A decoder's checkpoint may carry the range of body-part scores (0 = bottom of the
 pelvis, 1 = top of the head) in which its organs live; a bound of None is open: nobody
@@ -25,10 +25,14 @@ LabelExtents = Mapping[str, Mapping[str, Extent | None]]
 
 @dataclass(frozen=True)
 class Reach:
-    """Which slices every decoder may paint, and those of its labels that have a range of their own; None: no slice."""
+    """Which slices every decoder may paint, and those of its labels that have a range of their own; None: no slice.
+
+    `bands` says between which voxels along x (2, slices) a decoder's organs lie, where that is known.
+    """
 
     decoders: Mapping[str, Extent | None]
     labels: LabelExtents = field(default_factory=dict)
+    bands: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def reached(self, decoder: str, labels: Iterable[str]) -> set[str]:
         """Which of the decoder's labels have a slice to be in."""

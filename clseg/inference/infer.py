@@ -26,6 +26,7 @@ from clseg.inference.planned.run import HELD_BYTES, answers_of, compose, grouped
 from clseg.inference.predictor import Predictor
 from clseg.inference.prepare import Placement, onto_grid, place
 from clseg.inference.restore import restore
+from clseg.inference.sideways import bands, middles
 from clseg.progress import SILENT, Progress
 from clseg.settings import Settings
 from clseg.spatial.orthonormal import orthonormal_grid
@@ -187,7 +188,17 @@ def slices_in_reach(parts: Parts, hu: torch.Tensor, placement: Placement, report
         report.warn(UPSIDE_DOWN)
     decoders = {name: extent for model in parts.models for name, extent in extents(model, placement.shape[2], scores, wanted).items()}
     labels = {name: own for model in parts.models for name, own in label_extents(model, placement.shape[2], scores).items()}
-    return Reach(decoders, labels)
+    return Reach(decoders, labels, _bands(parts, hu, placement))
+
+
+def _bands(parts: Parts, hu: torch.Tensor, placement: Placement) -> dict[str, np.ndarray]:
+    """Per answering decoder that is known to stay near the middle of the body, between which voxels it does."""
+    known = {name: span for model in parts.models for name, span in model.sideways.items() if name in model.slices}
+    if not known:
+        return {}
+    middle = middles(hu.cpu().numpy(), placement.spacing)
+    each = {name: bands(middle, span, placement.spacing[0], placement.orientation) for name, span in known.items()}
+    return {name: band for name, band in each.items() if band is not None}
 
 
 def _painted(
@@ -196,7 +207,7 @@ def _painted(
     """The canvas with all that the decoders say about the scan on the model's grid, each chunk of them in a pass of its own."""
     canvas = Canvas(Question(placement.shape, task.wanted, task.catalogue, placement.spacing, reach, parts.pathological))
     engines = [Engine(model, task.device, notify=task.report.warn) for model in parts.models]
-    predictors = [Predictor(engine, step=task.settings.step, label_extents=reach.labels) for engine in engines]
+    predictors = [Predictor(engine, step=task.settings.step, label_extents=reach.labels, bands=reach.bands) for engine in engines]
     windows = math.prod(len(starts) for starts in predictors[0].windows(placement.shape))
     with task.report.stage("Segmenting", windows * len(predictors) * len(chunks)) as advance:
         for predictor in predictors:

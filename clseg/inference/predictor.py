@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import groupby
 
+import numpy as np
 import torch
 
 from clseg.inference.engine import Engine, main_memory
 from clseg.inference.extent import Extent, LabelExtents
 from clseg.inference.prepare import normalise
+from clseg.inference.sideways import hull, windows_across
 from clseg.inference.window import gaussian, starts
 from clseg.network.spec import EncoderSpec
 from clseg.volume import AIR_HU
@@ -42,8 +45,10 @@ class Predictor:
         step: float = 0.5,
         advance: Callable[[int], None] = lambda windows: None,
         label_extents: LabelExtents | None = None,
+        bands: Mapping[str, np.ndarray] | None = None,
     ) -> None:
         self.engine = engine
+        self.bands = bands or {}
         self.label_extents = label_extents or {}
         self.step = step
         self.advance = advance
@@ -59,7 +64,7 @@ class Predictor:
         """Slabs of `hu` (x, y, z; HU on the model's grid) from the lowest slice to the highest.
 
         Decoders whose extent is None never run; the others run in windows that meet
-        their extent, and are certain background elsewhere.  Beyond the extent of a label
+        their extent and see their band, and are certain background elsewhere.  Beyond the extent of a label
         (`label_extents`) its probability is the background's.  Raises MemoryError when
         main memory is used up.
         """
@@ -71,8 +76,8 @@ class Predictor:
         xs, ys, zs = self.windows(tuple(hu.shape))
         rolling = _Rolling(self._channels(running), padded.shape, self.weight)
         for index, z in enumerate(zs):
-            needed = [n for n, (low, high) in running.items() if z < high + offset[2] and z + self.weight.shape[2] > low + offset[2]]
-            self._row(padded, xs, ys, z, needed, rolling)
+            across = {name: self._across(name, extent, xs, z, offset) for name, extent in running.items()}
+            self._row(padded, [(x, y) for x in xs for y in ys], z, across, rolling)
             end = zs[index + 1] if index + 1 < len(zs) else z + self.weight.shape[2]
             for first in range(z, end, ROWS):
                 finished = rolling.mean(slice(first - z, min(first + ROWS, end) - z))
@@ -83,21 +88,33 @@ class Predictor:
                 del finished
             rolling.forget(end - z)
 
+    def _across(self, name: str, extent: Extent, xs: list[int], z: int, offset: list[int]) -> list[int]:
+        """Where along x the windows begin in which a decoder runs, of those whose lowest slice is `z`."""
+        px, _, pz = self.weight.shape
+        low, high = max(extent[0], z - offset[2]), min(extent[1], z + pz - offset[2])
+        if low >= high:
+            return []
+        band = hull(self.bands[name][:, low:high]) if name in self.bands else None
+        return windows_across(xs, px, band and (band[0] + offset[0], band[1] + offset[0]))
+
     def _row(
-        self, padded: torch.Tensor, xs: list[int], ys: list[int], z: int, decoders: list[str], rolling: _Rolling
+        self, padded: torch.Tensor, places: list[tuple[int, int]], z: int, across: Mapping[str, list[int]], rolling: _Rolling
     ) -> None:
-        """All windows whose lowest slice is `z`, in batches."""
+        """All windows whose lowest slice is `z`, in batches of those in which the same decoders run."""
         px, py, pz = self.weight.shape
-        pending: list[tuple[int, int, torch.Tensor]] = []
-        places = [(x, y) for x in xs for y in ys]
-        for x, y in places:
-            tile = padded[x : x + px, y : y + py, z : z + pz]
-            if decoders and bool((tile > EMPTY_HU).any()):
-                pending.append((x, y, tile))
-            if pending and (len(pending) >= self.engine.batch or (x, y) == places[-1]):
+        wanted = {x: [name for name, mine in across.items() if x in mine] for x, _ in places}
+        for decoders, group in groupby(places, key=lambda place: wanted[place[0]]):
+            pending: list[tuple[int, int, torch.Tensor]] = []
+            for x, y in group:
+                tile = padded[x : x + px, y : y + py, z : z + pz]
+                if decoders and bool((tile > EMPTY_HU).any()):
+                    pending.append((x, y, tile))
+                if len(pending) >= self.engine.batch:
+                    self._compute(pending, decoders, rolling)
+                    pending = []
+                self.advance(1)
+            if pending:
                 self._compute(pending, decoders, rolling)
-                pending = []
-            self.advance(1)
 
     def _compute(self, pending: list[tuple[int, int, torch.Tensor]], decoders: list[str], rolling: _Rolling) -> None:
         tiles = torch.stack([normalise(tile.float(), self.spec.intensity)[None] for _, _, tile in pending])

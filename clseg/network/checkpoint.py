@@ -10,6 +10,7 @@ JSON object:
     card      training data, licence, date …; free JSON
     slices    decoders only: body-part range [low, high], an open end null; or null for everywhere
     label_slices  decoders only, may be missing: the same for labels that live in a part of it, {label: range}
+    sideways  decoders only, may be missing: [low, high], how far its organs lie from the middle of the body, in mm to the patient's right
     sparse    format 2 only: shape and dtype of every sparse tensor, see `clseg.network.sparse`
 """
 
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 DENSE, SPARSE = 1, 2  # formats
 TensorDict = dict[str, "torch.Tensor"]
 Range = tuple[float | None, float | None]  # body-part scores, 0 = bottom of the pelvis, 1 = top of the head; None: open
+Sideways = tuple[float, float]  # mm to the patient's right of the middle of the body, negative to the left
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,8 @@ class Checkpoint:
     """What is in one weights file: `kind`, `spec`, `tensors` and what is known about them.
 
     `slices` is the body-part range of a decoder, `label_slices` that of single labels;
-    a label that is not named there has its decoder's.
+    a label that is not named there has its decoder's.  `sideways` says how far from
+    the middle of the body a decoder's organs lie (None: nobody knows).
     """
 
     kind: str
@@ -51,6 +55,7 @@ class Checkpoint:
     slices: Range | None = None
     card: dict[str, Any] = field(default_factory=dict)
     label_slices: Mapping[str, Range | None] = field(default_factory=dict)
+    sideways: Sideways | None = None
 
 
 def fingerprint(tensors: TensorDict, spec: Any) -> str:
@@ -105,6 +110,8 @@ def stored(checkpoint: Checkpoint) -> bytes:
     }
     if checkpoint.label_slices:
         header["label_slices"] = dict(checkpoint.label_slices)
+    if checkpoint.sideways is not None:
+        header["sideways"] = checkpoint.sideways
     if sparse:
         header["sparse"] = sparse
     return to_bytes(tensors, metadata={"clseg": json.dumps(header, sort_keys=True)})
@@ -158,7 +165,8 @@ def load(path: Path) -> Checkpoint:
             raise WeightsError(f"The weights file {path} is not usable: {error.message}", tip=error.tip) from error
     spec = parse(header["spec"])
     label_slices = _label_slices(header.get("label_slices"), getattr(spec, "labels", ()), path)
-    return Checkpoint(header["kind"], spec, tensors, header["encoder"], slices, header["card"], label_slices)
+    sideways = _sideways(header.get("sideways"), path)
+    return Checkpoint(header["kind"], spec, tensors, header["encoder"], slices, header["card"], label_slices, sideways)
 
 
 def build_encoder(checkpoint: Checkpoint) -> Encoder:
@@ -186,6 +194,16 @@ def _label_slices(stored: Any, labels: tuple[str, ...], path: Path) -> dict[str,
     if not isinstance(stored, dict) or not all(label in labels and _is_range(one) for label, one in stored.items()):
         raise WeightsError(f"label_slices of {path} must map labels of the decoder to [low, high] or null, given {stored!r}.", tip="Fetch it again.")
     return {label: one and (one[0], one[1]) for label, one in stored.items()}
+
+
+def _sideways(stored: Any, path: Path) -> Sideways | None:
+    """How far from the middle organs lie, as it is stored; WeightsError for what is no pair of rising numbers."""
+    if stored is None:
+        return None
+    low, high = stored if isinstance(stored, list) and len(stored) == 2 else (None, None)
+    if not all(type(bound) in (int, float) and math.isfinite(bound) for bound in (low, high)) or low >= high:  # type: ignore[operator]
+        raise WeightsError(f"sideways of {path} must be [low, high] in mm or missing, given {stored!r}.", tip="Fetch it again.")
+    return low, high  # type: ignore[return-value]
 
 
 def _is_range(stored: Any) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clseg.errors import WeightsError
-from clseg.network.checkpoint import Checkpoint, Range, build_decoder, build_encoder, fingerprint, load
+from clseg.network.checkpoint import Checkpoint, Range, Sideways, build_decoder, build_encoder, fingerprint, load
 from clseg.network.spec import EncoderSpec, Supporter
 
 if TYPE_CHECKING:
@@ -25,7 +25,8 @@ class Model:
 
     `slices` is the body-part range (None: everywhere) of every decoder that answers;
     others only support.  `label_slices` are the ranges of labels that live in a part of
-    their decoder's, by decoder.  `supporters` are the names here of a decoder's supporters, in
+    their decoder's, by decoder, `sideways` how far from the middle of the body a decoder's
+    organs lie, where that is known.  `supporters` are the names here of a decoder's supporters, in
     the order of its spec; a decoder without an entry has them under the names in its
     spec.
     """
@@ -35,6 +36,7 @@ class Model:
     slices: Mapping[str, Range | None]
     supporters: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     label_slices: Mapping[str, Mapping[str, Range | None]] = field(default_factory=dict)
+    sideways: Mapping[str, Sideways] = field(default_factory=dict)
 
     @property
     def spec(self) -> EncoderSpec:
@@ -130,7 +132,8 @@ def assemble(encoder: Checkpoint, decoders: Iterable[tuple[str, Checkpoint]]) ->
     built = {name: build_decoder(checkpoint, encoder.spec) for name, checkpoint in parts.items()}
     slices = {name: checkpoint.slices for name, checkpoint in parts.items()}
     label_slices = {name: checkpoint.label_slices for name, checkpoint in parts.items() if checkpoint.label_slices}
-    return Model(build_encoder(encoder), built, slices, _bound_supporters(parts), label_slices)
+    sideways = {name: checkpoint.sideways for name, checkpoint in parts.items() if checkpoint.sideways is not None}
+    return Model(build_encoder(encoder), built, slices, _bound_supporters(parts), label_slices, sideways)
 
 
 def _bound_supporters(parts: Mapping[str, Checkpoint]) -> dict[str, tuple[str, ...]]:

@@ -102,7 +102,7 @@ def export(recipe: Recipe, average: Average, folder: Path, *, done: int) -> dict
         part = _part(average, f"decoders.{decoder.name}.")
         files[decoder.name] = folder / f"{decoder.name}.safetensors"
         where, about = ranges.get(decoder.name, DecoderRange()), _with_earlier(mine, card_before(recipe, decoder.name)) | {"pathological": decoder.pathological}
-        save(files[decoder.name], Checkpoint("decoder", decoder_spec(decoder), part, key, where.whole, about, where.apart))
+        save(files[decoder.name], where.within(Checkpoint("decoder", decoder_spec(decoder), part, key, card=about)))
     if scorer:
         files[BODYPART] = folder / "bodypart.safetensors"
         if scorer.resolve() != files[BODYPART].resolve():

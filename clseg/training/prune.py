@@ -42,7 +42,7 @@ class Climb:
 def climb(name: str, dense: Decoder, helpers: Model | None, rule: LadderRecipe, course: Course) -> Decoder:
     """The pruned and recovered decoder; `dense` itself when the recipe has no rungs or none was accepted.
 
-    Where recovery itself lost more than a rung may, the decoder is what it was before.
+    Where recovery itself lost something, the decoder is what it was before.
     """
     if not rule.climbs:
         return dense
@@ -52,13 +52,15 @@ def climb(name: str, dense: Decoder, helpers: Model | None, rule: LadderRecipe, 
         _try(rung, name, dense, helpers, rule, course, state)
         _save(path, state, course)
     if not state.ladder.accepted:
-        course.reports.note(f"{name}: no rung was accepted; the decoder stays as it is")
+        why = "no rung was accepted" if state.ladder.attempts else "it is smaller already than every rung would make it"
+        course.reports.note(f"{name}: {why}; the decoder stays as it is")
         return dense
     final = course.recovered(name, deepcopy(state.accepted), rule, helpers)
     dice = course.mean({name: final}, helpers)
     _report(name, dense, final, dice, state, course)
-    if state.ladder.reference - dice > rule.allowed_loss:
-        course.reports.note(f"{name}: recovery ended at Dice {dice:.3f} and was taken back")
+    before = state.ladder.accepted[-1].dice
+    if not dice >= before:
+        course.reports.note(f"{name}: recovery ended at Dice {dice:.3f}, {before:.3f} before, and was taken back")
         return state.accepted
     return final
 

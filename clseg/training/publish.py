@@ -44,7 +44,7 @@ def write_decoder(
     """One plain file in half precision: the average and the ticket are in the weights, zeros are stored sparsely."""
     file.parent.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.half() for name, tensor in decoder.state_dict().items()}
-    save(file, Checkpoint("decoder", decoder.spec, tensors, base.key, where.whole, card, where.apart))
+    save(file, where.within(Checkpoint("decoder", decoder.spec, tensors, base.key, card=card)))
 
 
 def card_of(

@@ -53,7 +53,7 @@ def reprune(
         dense = build_decoder(checkpoint, base.spec)
         final = climb(name, dense, helpers, recipe.ladder, course)
         if final is dense:
-            told = f"No rung of the ladder kept the Dice of '{name}' within {recipe.ladder.allowed_loss}; nothing was changed."
+            told = f"No rung of the ladder made '{name}' smaller and kept its Dice within {recipe.ladder.allowed_loss}; nothing was changed."
             raise TrainingError(told, tip="Begin with smaller rungs, train longer on each (ladder.iterations), or allow more loss.")
         if not here.first or before is None:
             return Learned({}, {}, None)
@@ -61,7 +61,7 @@ def reprune(
         if not (resume and file.is_file()):
             scores = course.dice({name: final}, helpers, every=True)
             card = renewed(checkpoint.card, card_of(recipe, plan, base, final, dense, scores))
-            write_decoder(final, file, base, {**card, "pruned_from": asset.sha256}, DecoderRange(checkpoint.slices, checkpoint.label_slices))
+            write_decoder(final, file, base, {**card, "pruned_from": asset.sha256}, DecoderRange.of(checkpoint))
         card = read_header(file)["card"]
         target = recipe.into or model
         named, replaces = (f"{target}-{name}", ()) if recipe.into else (next_name(asset), (asset.name, *asset.replaces))

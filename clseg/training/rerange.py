@@ -33,7 +33,7 @@ def rerange(recipe: Recipe, folder: Path, manifest: Path) -> dict[str, DecoderRa
         raise TrainingError(f"{folder} holds no {'body-part regressor' if files else 'decoder of this recipe'}.", tip="Give the folder that `clseg export` wrote.")
     mine = replace(recipe, decoder=tuple(decoder for decoder in recipe.decoder if decoder.name in files))
     found = learned_ranges(mine, load_bodypart(scorer))
-    contents = {file: stored(replace(load(file), slices=found[name].whole, label_slices=found[name].apart)) for name, file in files.items()}
+    contents = {file: stored(found[name].within(load(file))) for name, file in files.items()}
     listing = _following(Manifest.read(manifest), contents)
     write_together({**contents, manifest: listing.to_text().encode()})
     return found

@@ -323,7 +323,7 @@ def _ranked(importances: Sequence[StageImportance]) -> Ranks:
 
 
 def _cheapest(ranks: Ranks, widths: Mapping[Place, int], rule: _Rule) -> tuple[Place, int] | None:
-    """The place to make narrower and its next width; None when all are at their floor."""
+    """The place to make narrower and its next width; None when there is none that would save something."""
     whole = rule.cost(widths)
     offers = []
     for place, width in widths.items():
@@ -334,6 +334,8 @@ def _cheapest(ranks: Ranks, widths: Mapping[Place, int], rule: _Rule) -> tuple[P
         left = sum(value for value, _ in ranks[place][:width])
         lost = sum(value for value, _ in ranks[place][smaller:width])
         saved = whole - rule.cost({**widths, place: smaller})
+        if lost and not saved:
+            continue  # it would cost something for nothing
         price = -math.log1p(-lost / left) / saved**rule.thrift if lost else 0.0
         offers.append((price, -saved, place, smaller))
     return min(offers)[2:] if offers else None
@@ -354,12 +356,19 @@ class _Rule:
         return self.weights(widths) if self.save == "weights" else self.time(widths)
 
     def time(self, widths: Mapping[Place, int]) -> int:
-        """Per stage its voxels × (multiplications of a voxel + what moving its channels costs)."""
+        """Per stage its voxels × (multiplications of a voxel + what moving its channels costs).
+
+        Where a stage is folded (`clseg.network.fold`) its first convolution reads what is
+        below and the encoder's features, whatever comes up or is skipped.
+        """
         total, below, voxels = 0, self.wiring[0].below, 1
         for i, (stage, join) in enumerate(zip(self.spec.stages, self.wiring, strict=True)):
             voxels *= prod(join.stride)
-            multiplications, moved = below * widths[i, UP], widths[i, UP] + widths[i, SKIP]
-            below = moved
+            if stage.convs and prod(stage.kernel) == 1:
+                multiplications, moved, below = 0, 0, below + join.skip
+            else:
+                multiplications, moved = below * widths[i, UP], widths[i, UP] + widths[i, SKIP]
+                below = moved
             for j in range(len(stage.convs)):
                 multiplications += below * widths[i, CONVS + j] * prod(stage.kernel)
                 below = widths[i, CONVS + j]

@@ -160,7 +160,7 @@ def _balanced(decoder: Decoder, name: str, course: Course, most: int) -> tuple[D
 
 def _joined_range(checkpoint: Checkpoint, plan: Recipe, base: Base) -> DecoderRange:
     """The body-part range of the decoder, and of its labels, widened by what the new cases show; what they cannot tell stays."""
-    known, scorer = DecoderRange(checkpoint.slices, checkpoint.label_slices), base.scorer()
+    known, scorer = DecoderRange.of(checkpoint), base.scorer()
     if known.whole is None or scorer is None:
         return known
     return known.joined(learned_ranges(plan, scorer)[plan.decoder[0].name].completed(known))
