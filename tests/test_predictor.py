@@ -206,8 +206,18 @@ def test_a_decoder_runs_and_paints_in_its_extent_only(low, length, depth, step):
     assert (found[0][..., outside] == 1).all()
     assert (found[1:][..., outside] == 0).all()
     pad = max(0, 8 - depth) // 2
-    meeting = sum(1 for z in predictor.windows(hu.shape)[2] if z < high + pad and z + 8 > low + pad)
-    assert engine.windows["lungs"] == meeting
+    meeting = [z for z in predictor.windows(hu.shape)[2] if z < high + pad and z + 8 > low + pad]
+    inner = [z for z in meeting if z >= low + pad and z + 8 <= high + pad]
+    assert len(inner) <= engine.windows["lungs"] <= len(meeting)
+
+
+def test_a_window_that_sees_an_extent_only_at_its_edge_is_not_computed_where_the_next_sees_it_well():
+    """Windows of 16 at 0, 8 and 16, each of which sees all but its outermost slices: slice 13 lies in two, and one is enough."""
+    hu = noise((16, 16, 32))
+    for extent, windows in (((13, 14), 1), ((9, 23), 1), ((9, 24), 2), ((8, 24), 3), ((0, 32), 3)):
+        engine = Pointwise((16, 16, 16))
+        list(Predictor(engine)(hu, {"trunk": None, "lungs": extent}))
+        assert engine.windows["lungs"] == windows, extent
 
 
 @pytest.mark.parametrize("batch", [1, 4])

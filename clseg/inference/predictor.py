@@ -17,7 +17,7 @@ import torch
 from clseg.inference.engine import Engine, main_memory
 from clseg.inference.extent import Extent, LabelExtents
 from clseg.inference.prepare import normalise
-from clseg.inference.sideways import hull, windows_across
+from clseg.inference.sideways import hull, windows_seeing
 from clseg.inference.window import gaussian, starts
 from clseg.network.spec import EncoderSpec
 from clseg.volume import AIR_HU
@@ -63,8 +63,8 @@ class Predictor:
     def __call__(self, hu: torch.Tensor, extents: Mapping[str, Extent | None]) -> Iterator[Slab]:
         """Slabs of `hu` (x, y, z; HU on the model's grid) from the lowest slice to the highest.
 
-        Decoders whose extent is None never run; the others run in windows that meet
-        their extent and see their band, and are certain background elsewhere.  Beyond the extent of a label
+        Decoders whose extent is None never run; the others run in windows that see
+        their extent and their band, and are certain background elsewhere.  Beyond the extent of a label
         (`label_extents`) its probability is the background's.  Raises MemoryError when
         main memory is used up.
         """
@@ -75,8 +75,9 @@ class Predictor:
         padded, offset = _pad(hu, self.spec.grid.patch)
         xs, ys, zs = self.windows(tuple(hu.shape))
         rolling = _Rolling(self._channels(running), padded.shape, self.weight)
+        along = {name: windows_seeing(zs, self.weight.shape[2], (low + offset[2], high - 1 + offset[2])) for name, (low, high) in running.items()}
         for index, z in enumerate(zs):
-            across = {name: self._across(name, extent, xs, z, offset) for name, extent in running.items()}
+            across = {name: self._across(name, running[name], xs, z, offset) for name, mine in along.items() if z in mine}
             self._row(padded, [(x, y) for x in xs for y in ys], z, across, rolling)
             end = zs[index + 1] if index + 1 < len(zs) else z + self.weight.shape[2]
             for first in range(z, end, ROWS):
@@ -91,11 +92,9 @@ class Predictor:
     def _across(self, name: str, extent: Extent, xs: list[int], z: int, offset: list[int]) -> list[int]:
         """Where along x the windows begin in which a decoder runs, of those whose lowest slice is `z`."""
         px, _, pz = self.weight.shape
-        low, high = max(extent[0], z - offset[2]), min(extent[1], z + pz - offset[2])
-        if low >= high:
-            return []
-        band = hull(self.bands[name][:, low:high]) if name in self.bands else None
-        return windows_across(xs, px, band and (band[0] + offset[0], band[1] + offset[0]))
+        rows = slice(max(extent[0], z - offset[2]), min(extent[1], z + pz - offset[2]))
+        band = hull(self.bands[name][:, rows]) if name in self.bands else None
+        return windows_seeing(xs, px, band and (band[0] + offset[0], band[1] + offset[0]))
 
     def _row(
         self, padded: torch.Tensor, places: list[tuple[int, int]], z: int, across: Mapping[str, list[int]], rolling: _Rolling

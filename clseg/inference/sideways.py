@@ -20,17 +20,23 @@ if TYPE_CHECKING:
     from clseg.network.checkpoint import Sideways
 
 TISSUE_HU = -300.0  # fat is about -100 HU
-LEAST_MM2 = 2500.0  # of tissue, for a slice to have a middle
-SEEN = 3 / 8  # of a window's edge: as far from its centre a window needs no other beside it; at 1/4 two of them meet
+LEAST_MM2 = 2500.0  # of the body, for a slice to have a middle
+SEEN = 7 / 16  # of a window's edge: as far from its centre a window needs no other beside it; ranges have some to spare beyond what was seen
 
 Band = tuple[float, float]
 
 
 def middles(hu: np.ndarray, spacing: Spacing) -> np.ndarray:
-    """Per slice of `hu` (x, y, z) the voxel along x that has half of the tissue on either side, float64; nan where there is hardly any."""
-    profile = np.count_nonzero(hu > TISSUE_HU, axis=1)  # (x, z)
-    total = profile.sum(axis=0)
-    half = (np.cumsum(profile, axis=0) < total / 2).sum(axis=0).astype(float)
+    """Per slice of `hu` (x, y, z) the voxel along x that has half of the body on either side, float64; nan where there is hardly any.
+
+    The body reaches from the first to the last tissue of every line along y, so that
+    lungs and bowel gas count like the liver beside them.
+    """
+    tissue = hu > TISSUE_HU
+    thick = hu.shape[1] - tissue.argmax(axis=1) - tissue[:, ::-1].argmax(axis=1)  # (x, z)
+    thick[~tissue.any(axis=1)] = 0
+    total = thick.sum(axis=0)
+    half = (np.cumsum(thick, axis=0) < total / 2).sum(axis=0).astype(float)
     half[total * spacing[0] * spacing[1] < LEAST_MM2] = np.nan
     return half
 
@@ -54,23 +60,19 @@ def hull(band: np.ndarray | None) -> Band | None:
     return float(np.nanmin(band[0])), float(np.nanmax(band[1]))
 
 
-def windows_across(starts: Sequence[int], patch: int, band: Band | None) -> list[int]:
-    """The fewest of the windows that begin at `starts` (rising) that see all of a band, each as far as SEEN of its edge from its centre.
+def windows_seeing(starts: Sequence[int], patch: int, band: Band | None) -> list[int]:
+    """Those of the windows that begin at `starts` (rising) that see a band: from the last that sees its lower end to the first that sees its upper one.
 
-    What no window sees so, at the ends of the scan, is left to the nearest.  Of windows
-    that are as good the one whose centre is nearest to the middle of what is left of
-    the band is taken; without a band all are needed.
+    A window sees as far as SEEN of its edge from its centre, the outermost to the ends
+    of the scan.  Where each of several sees all of the band, the one whose centre is
+    nearest to the middle of it is taken; without a band all are needed.
     """
     if band is None:
         return list(starts)
-    reach, half = patch * SEEN, (patch - 1) / 2
     low, high = band
-    chosen: list[int] = []
-    while left := [start for start in starts if not chosen or start > chosen[-1]]:
-        able = [start for start in left if abs(start + half - low) <= reach] or [min(left, key=lambda start: abs(start + half - low))]
-        whole = [start for start in able if start + half + reach >= high]
-        if whole:
-            return [*chosen, min(whole, key=lambda start: abs(start + half - (low + high) / 2))]
-        chosen.append(able[-1])
-        low = able[-1] + half + reach
-    return chosen
+    centres = [start + (patch - 1) / 2 for start in starts]
+    first = max((i for i, centre in enumerate(centres) if centre - patch * SEEN <= low), default=0)
+    last = min((i for i, centre in enumerate(centres) if centre + patch * SEEN >= high), default=len(centres) - 1)
+    if first <= last:
+        return list(starts[first : last + 1])
+    return [min(starts[last : first + 1], key=lambda start: abs(start + (patch - 1) / 2 - (low + high) / 2))]

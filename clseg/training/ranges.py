@@ -39,7 +39,7 @@ Range = tuple[float | None, float | None]
 SHARE = 0.25  # of the mean extent, clnet
 SLACK = 0.02  # about 18 mm, what the regressor errs
 FEW_CASES, FEW = 2, 2.0
-CASES_ASIDE, ASIDE_MM, WIDE_MM = 3, 15.0, 240.0
+CASES_ASIDE, ASIDE_MM, WIDE_MM = 3, 15.0, 200.0
 MOST = 25  # cases of a dataset that are looked at
 
 
