@@ -7,7 +7,7 @@ from math import prod
 import torch
 from torch import nn
 
-from clseg.network import slabs
+from clseg.network import slabs, winograd
 from clseg.network.slabs import FEW, LAST, Joined
 from clseg.network.spec import Triple
 
@@ -46,6 +46,10 @@ class Conv(nn.Conv3d):
             x = channels_last(x)
         elif self.in_channels == 1 and self.out_channels >= FEW:
             x = _last_already(x)
+        if torch.is_inference_mode_enabled() and winograd.pays(self, x.shape):
+            out = torch.empty((1, self.out_channels, *x.shape[2:]), memory_format=LAST)
+            winograd.convolved(self, x, out)
+            return out
         return torch.ops.aten.mkldnn_convolution(x, self.weight, self.bias, self.padding, self.stride, self.dilation, self.groups)
 
 

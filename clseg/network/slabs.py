@@ -6,13 +6,14 @@ Whether and where is cut depends on shapes alone, so that results do not depend 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import prod
+from math import lcm, prod
 from typing import Protocol
 
 import torch
 from torch import nn
 
 from clseg.allocator import give_back
+from clseg.network import winograd
 
 LARGE = 64 << 20  # bytes that go into a convolution; with fewer there is little to save
 HELD = 16 << 20  # bytes of them that are held at a time
@@ -85,7 +86,8 @@ def convolved(conv: nn.Conv3d, source: Source, out: torch.Tensor | None = None) 
     """
     give_back()  # what smaller layers have left would come on top
     _, channels, length, *rest = source.shape
-    halo, rows = conv.padding[0], _rows(source, conv.padding[0])
+    quicker = winograd.pays(conv, source.shape)
+    halo, rows = conv.padding[0], _rows(source, conv.padding[0], winograd.ROWS if quicker else 1)
     if out is None:
         out = torch.empty((1, conv.out_channels, length, *rest), memory_format=LAST)
     held = torch.empty((1, channels, rows + 3 * halo, *rest), memory_format=LAST)  # before the new rows 2 · halo of those before
@@ -99,7 +101,10 @@ def convolved(conv: nn.Conv3d, source: Source, out: torch.Tensor | None = None) 
             held[:, :, end : end + halo] = 0
             end += halo
         begin, stop = (halo if first == 0 else 0), last - (halo if last < length else 0)
-        out[:, :, done:stop] = _onednn(conv, held[:, :, begin:end])
+        if quicker:
+            winograd.convolved(conv, held[:, :, begin:end], out[:, :, done:stop], before=0)
+        else:
+            out[:, :, done:stop] = _onednn(conv, held[:, :, begin:end])
         done = stop
         held[:, :, : 2 * halo] = held[:, :, rows : rows + 2 * halo]
     del held
@@ -107,11 +112,12 @@ def convolved(conv: nn.Conv3d, source: Source, out: torch.Tensor | None = None) 
     return out
 
 
-def _rows(source: Source, halo: int) -> int:
-    """How many rows are filled in at a time: about as many as `HELD` has room for."""
+def _rows(source: Source, halo: int, multiple: int) -> int:
+    """How many rows are filled in at a time, a multiple of that: about as many as `HELD` has room for."""
     _, channels, _, *rest = source.shape
     wanted = max(HELD // (4 * channels * prod(rest)), 2 * halo, 1)
-    return -(-wanted // source.step) * source.step
+    step = lcm(source.step, multiple)
+    return max(wanted // step, 1) * step if multiple > 1 else -(-wanted // step) * step
 
 
 def _onednn(conv: nn.Conv3d, x: torch.Tensor) -> torch.Tensor:
