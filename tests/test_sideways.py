@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clseg.inference.sideways import SEEN, bands, hull, middles, windows_seeing
+from clseg.inference.sideways import ACROSS, bands, hull, middles, windows_seeing
 from clseg.inference.window import starts
 
 SPACING = (3.0, 3.0, 3.0)
@@ -72,7 +72,7 @@ def test_a_grid_that_counts_to_the_left_mirrors_the_range() -> None:
 def test_what_is_not_known_or_does_not_lie_along_x_restricts_nothing(sideways: tuple[float, float] | None, orientation: str) -> None:
     """Then every window is computed."""
     assert bands(np.array([50.0]), sideways, 3.0, orientation) is None
-    assert windows_seeing([0, 28, 57], 80, hull(bands(np.array([50.0]), sideways, 3.0, orientation))) == [0, 28, 57]
+    assert windows_seeing([0, 28, 57], 80, hull(bands(np.array([50.0]), sideways, 3.0, orientation)), ACROSS) == [0, 28, 57]
 
 
 # ---- windows ---------------------------------------------------------------------------------------------------------
@@ -93,24 +93,24 @@ def test_what_is_not_known_or_does_not_lie_along_x_restricts_nothing(sideways: t
 )
 def test_the_windows_that_see_the_band(band: tuple[float, float] | None, expected: list[int]) -> None:
     """Three windows of 80 over 137 voxels."""
-    assert windows_seeing([0, 28, 57], 80, band) == expected
+    assert windows_seeing([0, 28, 57], 80, band, ACROSS) == expected
 
 
-@given(st.integers(1, 400), st.integers(2, 96), st.floats(0.1, 1.0), st.floats(-50, 450), st.floats(0, 300))
-def test_every_voxel_of_a_band_lies_in_a_window_and_well_inside_where_one_sees_it_so(size: int, patch: int, step: float, low: float, width: float) -> None:
-    """Whatever scan, window and band: a voxel of the band is as near to a chosen window's centre as SEEN allows, or as near as any window is."""
+@given(st.integers(1, 400), st.integers(2, 96), st.floats(0.1, 1.0), st.floats(-50, 450), st.floats(0, 300), st.floats(0.25, 0.5))
+def test_every_voxel_of_a_band_lies_in_a_window_and_well_inside_where_one_sees_it_so(size: int, patch: int, step: float, low: float, width: float, seen: float) -> None:
+    """Whatever scan, window and band: a voxel of the band is as near to a chosen window's centre as it is seen from there, or as near as any window is."""
     every = starts(max(size, patch), patch, step)
-    chosen = windows_seeing(every, patch, (low, low + width))
+    chosen = windows_seeing(every, patch, (low, low + width), seen)
     assert chosen
     assert chosen == sorted(set(chosen) & set(every))
     half = (patch - 1) / 2
     for voxel in np.linspace(low, low + width, 50):
         mine = min(abs(start + half - voxel) for start in chosen)
-        assert mine <= max(patch * SEEN, min(abs(start + half - voxel) for start in every)) + 1e-6
+        assert mine <= max(patch * seen, min(abs(start + half - voxel) for start in every)) + 1e-6
 
 
 @given(st.integers(1, 400), st.floats(-50, 450), st.floats(0, 300), st.floats(0, 50))
 def test_a_wider_band_never_needs_fewer_windows(size: int, low: float, width: float, more: float) -> None:
     """What is added to a range does not take windows away."""
     every = starts(max(size, 80), 80, 0.5)
-    assert len(windows_seeing(every, 80, (low, low + width))) <= len(windows_seeing(every, 80, (low - more, low + width + more)))
+    assert len(windows_seeing(every, 80, (low, low + width), ACROSS)) <= len(windows_seeing(every, 80, (low - more, low + width + more), ACROSS))

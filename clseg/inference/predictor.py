@@ -17,7 +17,7 @@ import torch
 from clseg.inference.engine import Engine, main_memory
 from clseg.inference.extent import Extent, LabelExtents
 from clseg.inference.prepare import normalise
-from clseg.inference.sideways import hull, windows_seeing
+from clseg.inference.sideways import ACROSS, ALONG, hull, windows_seeing
 from clseg.inference.window import gaussian, starts
 from clseg.network.spec import EncoderSpec
 from clseg.volume import AIR_HU
@@ -75,7 +75,7 @@ class Predictor:
         padded, offset = _pad(hu, self.spec.grid.patch)
         xs, ys, zs = self.windows(tuple(hu.shape))
         rolling = _Rolling(self._channels(running), padded.shape, self.weight)
-        along = {name: windows_seeing(zs, self.weight.shape[2], (low + offset[2], high - 1 + offset[2])) for name, (low, high) in running.items()}
+        along = {name: windows_seeing(zs, self.weight.shape[2], (low + offset[2], high - 1 + offset[2]), ALONG) for name, (low, high) in running.items()}
         for index, z in enumerate(zs):
             across = {name: self._across(name, running[name], xs, z, offset) for name, mine in along.items() if z in mine}
             self._row(padded, [(x, y) for x in xs for y in ys], z, across, rolling)
@@ -94,7 +94,7 @@ class Predictor:
         px, _, pz = self.weight.shape
         rows = slice(max(extent[0], z - offset[2]), min(extent[1], z + pz - offset[2]))
         band = hull(self.bands[name][:, rows]) if name in self.bands else None
-        return windows_seeing(xs, px, band and (band[0] + offset[0], band[1] + offset[0]))
+        return windows_seeing(xs, px, band and (band[0] + offset[0], band[1] + offset[0]), ACROSS)
 
     def _row(
         self, padded: torch.Tensor, places: list[tuple[int, int]], z: int, across: Mapping[str, list[int]], rolling: _Rolling

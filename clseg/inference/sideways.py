@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 TISSUE_HU = -300.0  # fat is about -100 HU
 LEAST_MM2 = 2500.0  # of the body, for a slice to have a middle
-SEEN = 7 / 16  # of a window's edge: as far from its centre a window needs no other beside it; ranges have some to spare beyond what was seen
+ACROSS = 7 / 16  # of a window's edge: as far from its centre a window needs no other beside it; ranges to the sides have some to spare
+ALONG = 1 / 4  # the same from foot to head, where it is no farther than to the nearest window anyway
 
 Band = tuple[float, float]
 
@@ -60,10 +61,10 @@ def hull(band: np.ndarray | None) -> Band | None:
     return float(np.nanmin(band[0])), float(np.nanmax(band[1]))
 
 
-def windows_seeing(starts: Sequence[int], patch: int, band: Band | None) -> list[int]:
+def windows_seeing(starts: Sequence[int], patch: int, band: Band | None, seen: float) -> list[int]:
     """Those of the windows that begin at `starts` (rising) that see a band: from the last that sees its lower end to the first that sees its upper one.
 
-    A window sees as far as SEEN of its edge from its centre, the outermost to the ends
+    A window sees as far as the share `seen` of its edge from its centre, the outermost to the ends
     of the scan.  Where each of several sees all of the band, the one whose centre is
     nearest to the middle of it is taken; without a band all are needed.
     """
@@ -71,8 +72,9 @@ def windows_seeing(starts: Sequence[int], patch: int, band: Band | None) -> list
         return list(starts)
     low, high = band
     centres = [start + (patch - 1) / 2 for start in starts]
-    first = max((i for i, centre in enumerate(centres) if centre - patch * SEEN <= low), default=0)
-    last = min((i for i, centre in enumerate(centres) if centre + patch * SEEN >= high), default=len(centres) - 1)
+    first = max((i for i, centre in enumerate(centres) if centre - patch * seen <= low), default=0)
+    last = min((i for i, centre in enumerate(centres) if centre + patch * seen >= high), default=len(centres) - 1)
     if first <= last:
-        return list(starts[first : last + 1])
+        chosen = starts[first : last + 1]
+        return [start for start in chosen if start <= high and start + patch > low] or list(chosen)
     return [min(starts[last : first + 1], key=lambda start: abs(start + (patch - 1) / 2 - (low + high) / 2))]
