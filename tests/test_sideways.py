@@ -43,6 +43,15 @@ def test_a_slice_without_tissue_has_no_middle() -> None:
     assert np.isnan(middles(hu, SPACING)).tolist() == [False, True, True, False]
 
 
+def test_a_body_that_the_scan_cuts_has_no_middle() -> None:
+    """One shoulder alone: its midline may be anywhere, so that all windows are computed; a couch that goes on does no harm."""
+    assert np.isnan(middles(trunk(left=0, right=40), SPACING)).all()
+    assert np.isnan(middles(trunk(left=60, right=100), SPACING)).all()
+    couch = trunk()
+    couch[:, 2:4] = 100.0
+    assert middles(couch, SPACING) == pytest.approx(49.5, abs=1)
+
+
 def test_a_couch_does_not_move_the_middle() -> None:
     """It lies under the body and is as wide on both sides; its foam is lighter than tissue."""
     hu = trunk()

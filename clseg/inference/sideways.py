@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 TISSUE_HU = -300.0  # fat is about -100 HU
 LEAST_MM2 = 2500.0  # of the body, for a slice to have a middle
+CUT_MM = 60.0  # of depth at the scan's left or right face: there the body goes on, where a couch may
 ACROSS = 7 / 16  # of a window's edge: as far from its centre a window needs no other beside it; ranges to the sides have some to spare
 ALONG = 1 / 4  # the same from foot to head, where it is no farther than to the nearest window anyway
 
@@ -28,17 +29,19 @@ Band = tuple[float, float]
 
 
 def middles(hu: np.ndarray, spacing: Spacing) -> np.ndarray:
-    """Per slice of `hu` (x, y, z) the voxel along x that has half of the body on either side, float64; nan where there is hardly any.
+    """Per slice of `hu` (x, y, z) the voxel along x that has half of the body on either side, float64.
 
     The body reaches from the first to the last tissue of every line along y, so that
-    lungs and bowel gas count like the liver beside them.
+    lungs and bowel gas count like the liver beside them.  Where there is hardly any, or
+    the scan cuts it at its left or right face, nobody knows its middle: nan.
     """
     tissue = hu > TISSUE_HU
     thick = hu.shape[1] - tissue.argmax(axis=1) - tissue[:, ::-1].argmax(axis=1)  # (x, z)
     thick[~tissue.any(axis=1)] = 0
     total = thick.sum(axis=0)
     half = (np.cumsum(thick, axis=0) < total / 2).sum(axis=0).astype(float)
-    half[total * spacing[0] * spacing[1] < LEAST_MM2] = np.nan
+    cut = np.maximum(thick[0], thick[-1]) * spacing[1] >= CUT_MM
+    half[cut | (total * spacing[0] * spacing[1] < LEAST_MM2)] = np.nan
     return half
 
 
