@@ -1,4 +1,4 @@
-"""Organs of the midline are not looked for in the flanks: which windows of a row are computed, and what that costs."""
+"""Organs of the midline are not looked for in the flanks: where the middle is, and which windows of a row see what lies near it."""
 
 from __future__ import annotations
 

@@ -31,7 +31,6 @@ from clseg.network.checkpoint import Checkpoint, Sideways
 from clseg.recipe import DecoderRecipe, Recipe
 from clseg.spatial.orient import to_orientation
 from clseg.training.cases import Case, find_cases, read_grid, read_masks
-from clseg.training.slices import slices_with
 from clseg.volume import Volume
 
 Range = tuple[float | None, float | None]
@@ -102,11 +101,11 @@ class View:
 def view(case: Case, structures: Collection[str], scorer: SliceScorer) -> View:
     """What `case`, which has a CT, says of these structures."""
     ct = check(read_grid(case)).volume
-    masks = read_masks(case, set(structures), ct)
     upright = to_orientation(ct, "RAS")
+    masks = {name: to_orientation(ct.like(mask.astype(np.uint8)), "RAS") for name, mask in read_masks(case, set(structures), ct).items()}
+    present = {name: mask.array.any(axis=(0, 1)) for name, mask in masks.items()}
     middle = middles(upright.array, upright.spacing)
-    aside = {name: _aside(to_orientation(ct.like(mask.astype(np.uint8)), "RAS"), middle) for name, mask in masks.items()}
-    present = {name: slices_with(mask, ct) for name, mask in masks.items()}
+    aside = {name: _aside(mask, middle) for name, mask in masks.items()}
     return View(score_scan(ct, scorer).values, present, {name: one for name, one in aside.items() if one is not None})
 
 
