@@ -224,8 +224,21 @@ def test_an_experimental_decoder_is_not_part_of_the_model(recipe: Recipe, tmp_pa
     """It is listed beside it, with the encoder, under a name that says what it is."""
     average = averaged(recipe)
     first, *others = recipe.decoder
-    recipe = replace(recipe, decoder=(replace(first, experimental=True), *others))
+    recipe = replace(recipe, decoder=(replace(first, experimental=first.labels), *others))
     manifest = list_in_manifest(tmp_path / "m.json", recipe, export(recipe, average, tmp_path / "w", done=1), sources="w/")
     assert not set(first.labels) & set(manifest.labels_of("tiny"))
     assert set(manifest.labels_of("tiny_experimental")) == set(first.labels)
     assert [a.kind for a in manifest.assets_for("tiny_experimental", first.labels)] == ["encoder", "decoder"]
+
+
+def test_structures_of_one_decoder_are_offered_apart(recipe: Recipe, tmp_path: Path) -> None:
+    """Of one file the model lists one structure, `_experimental` another; an unlisted one is nobody's, and the file is the same."""
+    lungs, solid, body = recipe.decoder
+    recipe = replace(recipe, decoder=(replace(lungs, experimental=("lung_right",)), replace(solid, unlisted=("liver",)), body))
+    files = export(recipe, averaged(recipe), tmp_path / "w", done=1)
+    manifest = list_in_manifest(tmp_path / "m.json", recipe, files, sources="w/")
+    assert set(manifest.labels_of("tiny")) == {"lung_left", "skeleton", "body"}
+    assert manifest.labels_of("tiny_experimental") == {"lung_right": ("tiny-lungs_experimental",)}
+    assert manifest.model("tiny").assets == ("tiny-encoder", "tiny-lungs", "tiny-solid", "tiny-body")
+    assert manifest.asset("tiny-lungs").sha256 == manifest.asset("tiny-lungs_experimental").sha256 == sha256_of(files["lungs"])
+    assert load(files["solid"]).spec.labels == solid.labels

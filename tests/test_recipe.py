@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,37 @@ def test_a_whole_number_is_a_float_where_one_is_wanted() -> None:
     assert rate == 1.0
 
 
+def test_a_recipe_can_extend_another(tmp_path: Path) -> None:
+    """It says only what is different: tables are joined key by key, lists and [[tables]] take the other's place, also over two steps."""
+    (tmp_path / "r.toml").write_text(TOML)
+    (tmp_path / "s.toml").write_text('extends = "r.toml"\nname = "second"\n[optim]\niterations = 17\n')
+    (tmp_path / "t.toml").write_text('extends = "s.toml"\nseed = 9\n[[decoder]]\nname = "b"\nlabels = ["body"]\nwidths = [8]\nkernels = [3]\nconvs = [1]\n')
+    first, second, third = (read_recipe(tmp_path / f"{name}.toml") for name in "rst")
+    assert second == replace(first, name="second", optim=replace(first.optim, iterations=17))
+    assert third == replace(second, seed=9, decoder=third.decoder)
+    assert [(one.name, one.labels) for one in third.decoder] == [("b", ("body",))]
+    assert len(first.decoder) > 1
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ('extends = "r.toml"', "r.toml extends itself: r.toml → r.toml"),
+        ('extends = "s.toml"', "extends itself: r.toml → s.toml → r.toml"),
+        ('extends = "../other/r.toml"', "must be the name of a recipe in the same folder, given '../other/r.toml'"),
+        ("extends = 3", "must be the name of a recipe in the same folder, given 3"),
+        ('extends = "nowhere.toml"', "There is no recipe at .*nowhere.toml"),
+        ('extends = ""', "must be the name of a recipe"),
+    ],
+)
+def test_a_recipe_that_extends_nothing_is_refused(tmp_path: Path, text: str, sentence: str) -> None:
+    """Circles, recipes elsewhere (whose relative paths would mean something else) and none at all: one sentence."""
+    (tmp_path / "r.toml").write_text(text)
+    (tmp_path / "s.toml").write_text('extends = "r.toml"')
+    with pytest.raises(RecipeError, match=sentence):
+        read_recipe(tmp_path / "r.toml")
+
+
 def test_a_folder_is_no_recipe(tmp_path: Path) -> None:
     """The sentence says what it is and what was expected."""
     with pytest.raises(RecipeError, match=r"is a folder, expected a recipe: a TOML file\.$"):
@@ -201,6 +233,8 @@ def test_a_missing_key_is_named(path: str) -> None:
         ("decoder.1.widths", [8, 8], "'solid' needs as many widths as kernels"),
         ("decoder.1.open_ends", {"liver": "left"}, "inferior, superior or both"),
         ("decoder.1.open_ends", {"spleen": "both"}, "must map its labels"),
+        ("decoder.1.experimental", ["spleen"], "'solid' has no label 'spleen' that could be experimental"),
+        ("decoder.1.unlisted", ["liver", "liver"], "experimental or unlisted structure of decoder 'solid'"),
         ("decoder.1.limits", [0.5, 0.5], r"are \[low, high\], given \[0.5, 0.5\]"),
         ("decoder.1.limits", {"liver": [0.5]}, r"are \[low, high\], given \[0.5\]"),
         ("decoder.1.limits", {"spleen": [0.1, 0.5]}, "name 'spleen', which is none of its labels"),

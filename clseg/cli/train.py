@@ -9,6 +9,7 @@ import typer
 
 from clseg.cli.console import Terminal, exit_codes
 from clseg.cli.watch import watched
+from clseg.errors import UsageError
 
 RunFolder = Annotated[Path | None, typer.Option("--run", help="Folder of this run. Default: runs/<recipe name>.", show_default=False)]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")]
@@ -35,19 +36,29 @@ def train(
 
 
 def export(
-    run: Annotated[Path, typer.Argument(help="Folder of a run of `clseg train`, finished or not.")],
+    run: Annotated[Path, typer.Argument(help="Folder of a run of `clseg train`, finished or not; or of `clseg update` or `clseg prune`, finished.")],
     folder: Annotated[Path | None, typer.Option("--into", help="Folder for the weights. Default: <run>/weights.", show_default=False)] = None,
     manifest: Annotated[Path | None, typer.Option("--manifest", help="List the weights in this manifest.", show_default=False)] = None,
     sources: Annotated[str, typer.Option("--sources", help="What stands before a file name in the manifest's sources, e.g. package:data/starter/. Default: where the files are.", show_default=False)] = "",
 ) -> None:
-    """Write the weights of a run as files that inference loads, and list them in a manifest."""
+    """Write the weights of a run as files that inference loads, and list them in a manifest.
+
+    A decoder that was trained on or pruned takes the place of the one it was made from.
+    """
     terminal = Terminal()
     with exit_codes(terminal):
         from clseg.training.export import export_run, list_in_manifest
+        from clseg.training.relist import is_of_one_decoder, relist
 
-        recipe, files = export_run(run, folder or run / "weights")
-        if manifest is not None:
-            list_in_manifest(manifest, recipe, files, sources=sources or _beside(manifest, files["encoder"].parent))
+        into = folder or run / "weights"
+        if is_of_one_decoder(run):
+            if manifest is None:
+                raise UsageError(f"{run} holds a decoder that takes the place of another: in which manifest?", tip="Name it with --manifest.")
+            files = relist(run, into, manifest, sources=sources or _beside(manifest, into))
+        else:
+            recipe, files = export_run(run, into)
+            if manifest is not None:
+                list_in_manifest(manifest, recipe, files, sources=sources or _beside(manifest, into))
         for part, file in files.items():
             terminal.result(f"{part}\t{file}")
 

@@ -63,10 +63,9 @@ def learn(plan: LearnRecipe) -> None:
     for decoder in plan.decoder:
         if len(plan.ladder.multiple) not in (1, len(decoder.widths)):
             raise RecipeError(f"ladder.multiple is one number or one per stage of decoder '{decoder.name}', given {list(plan.ladder.multiple)}.")
-        if decoder.experimental:
-            raise RecipeError(
-                f"Decoder '{decoder.name}' is experimental, which `clseg train` alone knows.", tip="List it in a model of its own with `into`."
-            )
+        if decoder.listed != decoder.labels:
+            told = f"Decoder '{decoder.name}' has experimental or unlisted structures, which `clseg train` alone knows."
+            raise RecipeError(told, tip="List it in a model of its own with `into`.")
     names = {decoder.name for decoder in plan.decoder}
     graph = {d.name: [s for s in d.supporters if s in names] for d in plan.decoder}
     try:
@@ -208,6 +207,7 @@ def _decoders(decoders: Sequence[DecoderRecipe]) -> None:
             raise RecipeError(f"widths, kernels and convs of decoder '{decoder.name}' must be 1 or more.")
         _open_ends(f"open_ends of decoder '{decoder.name}'", decoder.open_ends, decoder.labels)
         _limits(decoder)
+        _offered(decoder)
         _unique(f"supporter of decoder '{decoder.name}'", decoder.supporters)
 
 
@@ -218,6 +218,13 @@ def _limits(decoder: DecoderRecipe) -> None:
     for one in map(decoder.limits_of, decoder.labels):
         if one and not (len(one) == 2 and one[0] < one[1]):
             raise RecipeError(f"limits of decoder '{decoder.name}' are [low, high], given {list(one)}.")
+
+
+def _offered(decoder: DecoderRecipe) -> None:
+    held_back = (*decoder.experimental, *decoder.unlisted)
+    if unknown := [label for label in held_back if label not in decoder.labels]:
+        raise RecipeError(f"Decoder '{decoder.name}' has no label '{unknown[0]}' that could be experimental or unlisted.")
+    _unique(f"experimental or unlisted structure of decoder '{decoder.name}'", held_back)
 
 
 def _ladder(ladder: LadderRecipe) -> None:

@@ -59,7 +59,13 @@ class DecoderRecipe:
     )
     supporters: tuple[str, ...] = knob("decoders whose logits help this one (feature-level supporting): of this recipe or of the model", ())
     pathological: bool = knob("trained on cases with tumours: speaks for its organs where a tumour is found", False)
-    experimental: bool = knob("`clseg train` alone: list it under <recipe name>_experimental, so that nobody gets it by default", False)
+    experimental: tuple[str, ...] = knob("`clseg train` alone: structures that are listed under <recipe name>_experimental, so that nobody gets them by default", ())
+    unlisted: tuple[str, ...] = knob("`clseg train` alone: structures that it learns, so that it tells them from others, but that no model lists", ())
+
+    @property
+    def listed(self) -> tuple[str, ...]:
+        """The structures that the model itself offers."""
+        return tuple(label for label in self.labels if label not in (*self.experimental, *self.unlisted))
 
     def limits_of(self, label: str) -> tuple[float, ...]:
         """The limits of one structure, (low, high) or empty."""

@@ -19,22 +19,45 @@ Kind = TypeVar("Kind", bound=Common)
 def read_recipe(path: Path, kind: type[Kind] = Recipe) -> Kind:  # type: ignore[assignment]
     """Read a TOML recipe of this kind; relative paths in it are relative to its folder.
 
-    Raises RecipeError with the key, what it holds and what was expected.
+    With `extends = "other.toml"` it says only what is different from another recipe in the
+    same folder: tables are joined key by key, everything else, lists and [[tables]] too,
+    takes the other's place.  Raises RecipeError with the key, what it holds and what was expected.
     """
+    return from_dict(_with_what_it_extends(Path(path), ()), Path(path).resolve().parent, kind)
+
+
+def _with_what_it_extends(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    """The tables of a recipe, joined with those of the recipe that it extends; `above` are those that extend this one."""
+    data = _tables(path)
+    other = data.pop("extends", None)
+    if other is None:
+        return data
+    if not isinstance(other, str) or not other or Path(other).name != other:
+        raise RecipeError(f"extends in {path} must be the name of a recipe in the same folder, given {other!r}.")
+    if path.with_name(other) in (*above, path):
+        raise RecipeError(f"{path} extends itself: {' → '.join(one.name for one in (*above, path))} → {other}.")
+    return _joined(_with_what_it_extends(path.with_name(other), (*above, path)), data)
+
+
+def _joined(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    tables = {key: _joined(below[key], value) for key, value in above.items() if isinstance(value, dict) and isinstance(below.get(key), dict)}
+    return {**below, **above, **tables}
+
+
+def _tables(path: Path) -> dict[str, Any]:
     try:
         import tomllib
     except ModuleNotFoundError:  # Python 3.10
         import tomli as tomllib
 
     try:
-        data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise RecipeError(f"There is no recipe at {path}.", tip="`clseg recipe new` prints one for every kind of training.") from error
     except IsADirectoryError as error:
         raise RecipeError(f"{path} is a folder, expected a recipe: a TOML file.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise RecipeError(f"Cannot read the recipe {path}: {getattr(error, 'strerror', None) or error}.") from error
-    return from_dict(data, Path(path).resolve().parent, kind)
 
 
 def from_dict(data: dict[str, Any], folder: Path, kind: type[Kind] = Recipe) -> Kind:  # type: ignore[assignment]

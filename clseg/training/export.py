@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ def export_run(run: Path, folder: Path) -> tuple[Recipe, dict[str, Path]]:
     if not (facts.is_file() and state.is_file()):
         raise TrainingError(f"There is no saved run in {run}.", tip="A run saves its state every checkpoint_every iterations.")
     stored = json.loads(facts.read_text(encoding="utf-8"))
+    if "ladder" in stored["recipe"]:
+        raise TrainingError(f"{run} is a run of `clseg learn`, which has listed its decoders itself.", tip="`clseg weights publish` hands them on.")
     recipe = recipes.from_dict(stored["recipe"], Path(stored["folder"]))
     average = Average(begin(recipe), recipe.optim.average)
     average.tensors, done = read_average(state)
@@ -41,17 +44,20 @@ def export_run(run: Path, folder: Path) -> tuple[Recipe, dict[str, Path]]:
 def list_in_manifest(path: Path, recipe: Recipe, files: dict[str, Path], *, sources: str) -> Manifest:
     """Enter exported files into the manifest at `path` as the model called like the recipe, replacing what it listed.
 
-    Experimental decoders are listed, with the encoder, under `<recipe name>_experimental`
-    instead.  `sources` is what stands before a file's name in its source, e.g.
-    `package:data/starter/`.
+    Experimental structures are listed, with the encoder, under `<recipe name>_experimental`
+    instead, unlisted ones nowhere.  `sources` is what stands before a file's name in its
+    source, e.g. `package:data/starter/`.
     """
-    assets = [_asset(recipe, part, file, sources) for part, file in files.items()]
-    tried = {f"{recipe.name}-{decoder.name}" for decoder in recipe.decoder if decoder.experimental}
-    models = [Model(recipe.name, recipe.description, recipe.licence, tuple(a.name for a in assets if a.name not in tried))]
-    if tried:
-        names = tuple(a.name for a in assets if a.kind != "decoder" or a.name in tried)
-        text = f"Decoders of '{recipe.name}' that are not good enough to rely on."
-        models.append(Model(f"{recipe.name}_experimental", text, recipe.licence, names))
+    offered = {decoder.name: decoder.listed for decoder in recipe.decoder}
+    tried = {decoder.name: decoder.experimental for decoder in recipe.decoder if decoder.experimental}
+    shared = [_asset(recipe, part, file, sources) for part, file in files.items() if part not in offered]
+    good = [_asset(recipe, part, files[part], sources, labels) for part, labels in offered.items() if labels]
+    poor = [_asset(recipe, part, files[part], sources, labels, "_experimental") for part, labels in tried.items()]
+    assets = [*shared, *good, *poor]
+    models = [_model(recipe, recipe.name, recipe.description, [*shared, *good])]
+    if poor:
+        text = f"Structures that '{recipe.name}' has learned, but not well enough to rely on: for those who want to look."
+        models.append(_model(recipe, f"{recipe.name}_experimental", text, [*shared, *poor]))
 
     old = Manifest.read(path) if path.is_file() else Manifest((), ())
     mine = {recipe.name, f"{recipe.name}_experimental"}
@@ -64,18 +70,24 @@ def list_in_manifest(path: Path, recipe: Recipe, files: dict[str, Path], *, sour
     return manifest
 
 
-def _asset(recipe: Recipe, part: str, file: Path, sources: str) -> Asset:
-    labels = {decoder.name: decoder.labels for decoder in recipe.decoder}
+def _model(recipe: Recipe, name: str, description: str, assets: Iterable[Asset]) -> Model:
+    """The encoder first, then decoders, then what else there is."""
+    order = {"encoder": 0, "decoder": 1}
+    return Model(name, description, recipe.licence, tuple(asset.name for asset in sorted(assets, key=lambda asset: order.get(asset.kind, 2))))
+
+
+def _asset(recipe: Recipe, part: str, file: Path, sources: str, labels: tuple[str, ...] = (), ending: str = "") -> Asset:
+    """The entry of one file; a decoder's speaks of these `labels`, and others of the same file may speak of others."""
     return Asset(
-        name=f"{recipe.name}-{part}",
-        kind="decoder" if part in labels else part,
+        name=f"{recipe.name}-{part}{ending}",
+        kind="decoder" if labels else part,
         file=f"{recipe.name}/{file.name}",
         bytes=file.stat().st_size,
         sha256=sha256_of(file),
         licence=recipe.licence,
         sources=(f"{sources}{file.name}",),
-        requires=(f"{recipe.name}-encoder",) if part in labels else (),
-        labels=labels.get(part, ()),
+        requires=(f"{recipe.name}-encoder",) if labels else (),
+        labels=labels,
     )
 
 

@@ -1,0 +1,57 @@
+"""Relist: a decoder that `clseg update` or `clseg prune` has made takes the place of the earlier one, file and entry, in a manifest."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from clseg.errors import TrainingError, WeightsError
+from clseg.io.files import sha256_of, writing
+from clseg.manifest import Asset, Manifest
+
+
+def is_of_one_decoder(run: Path) -> bool:
+    """Whether the run in this folder is one of `clseg update` or `clseg prune`, by the recipe it has noted."""
+    recipe = _noted(run).get("recipe")
+    return recipe is not None and not isinstance(recipe.get("decoder"), list)
+
+
+def relist(run: Path, folder: Path, manifest: Path, *, sources: str) -> dict[str, Path]:
+    """Copy the decoder of a finished run into `folder`, and let every entry of the file it was made from name it.
+
+    Names, labels and models stay as they are; size, sha256 and source (`sources` and the
+    file's name) are the new file's.  Returns the file by the decoder's name.
+    Raises TrainingError when the run has not finished, WeightsError when the manifest does
+    not list the very file that the run began with.
+    """
+    made = sorted((run / "weights").glob("*.safetensors"))
+    if len(made) != 1 or not (run / "proof.json").is_file():
+        raise TrainingError(f"The run in {run} has no finished decoder.", tip="Go on with the same command and --resume.")
+    name, listing = made[0].stem, Manifest.read(manifest)
+    before = _before(listing, name, set(_noted(run)["weights"].values()), manifest)
+    file = folder / made[0].name
+    if file.resolve() != made[0].resolve():
+        folder.mkdir(parents=True, exist_ok=True)
+        with writing(file) as copy:
+            copy.write(made[0].read_bytes())
+    facts = {"bytes": file.stat().st_size, "sha256": sha256_of(file), "sources": (f"{sources}{file.name}",)}
+    Manifest(listing.models, tuple(replace(asset, **facts) if asset in before else asset for asset in listing.assets)).write(manifest)
+    return {name: file}
+
+
+def _before(listing: Manifest, name: str, began_with: set[str], manifest: Path) -> list[Asset]:
+    """The entries of the file that a run began with: several where some labels of it are listed apart."""
+    found = [asset for asset in listing.assets if asset.kind == "decoder" and asset.sha256 in began_with and Path(asset.file).stem == name]
+    if not found:
+        raise WeightsError(
+            f"{manifest} does not list the file of '{name}' that this run began with.",
+            tip="Runs that build on each other are exported in the order in which they were made.",
+        )
+    return found
+
+
+def _noted(run: Path) -> dict[str, Any]:
+    file = run / "recipe.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
