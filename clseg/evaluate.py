@@ -14,6 +14,7 @@ from clseg.io.files import existing
 from clseg.io.mask_files import Masks, find_masks, structure_called, structures_of
 from clseg.metrics import Scores, bootstrap_interval, score
 from clseg.progress import SILENT, Progress
+from clseg.spatial.orient import to_orientation
 from clseg.volume import Volume
 
 HEADER = ["structure", "dice", "surface_dice_3mm", "hd95_mm", "reference_ml", "predicted_ml"]
@@ -33,8 +34,8 @@ def evaluate(
     what it was asked for, and so does the `run.json` of a folder; a structure that
     was asked for and has no mask counts as predicted empty.  A folder without
     run.json may have been asked for anything.  `report` is told which structures of
-    the reference were never asked for.  Raises InputError when grids differ or
-    nothing is in common.
+    the reference were never asked for.  Masks whose axes have another order or
+    direction are turned.  Raises InputError when grids differ or nothing is in common.
     """
     theirs, ours = MaskSource.at(reference), MaskSource.at(prediction)
     names = [name for name in theirs.names if ours.asked_for(name)]
@@ -45,14 +46,20 @@ def evaluate(
     scores = {}
     for name in names:
         expected = theirs.mask(name)
-        found = ours.mask(name) if name in ours.names else expected.like(np.zeros(expected.shape, bool))
+        found = to_orientation(ours.mask(name), expected.orientation) if name in ours.names else expected.like(np.zeros(expected.shape, bool))
         if not found.same_grid(expected, tolerance_mm=0.1):
             raise InputError(
-                f"'{name}' lies on different grids: {found.shape} predicted, {expected.shape} in the reference.",
+                f"'{name}' lies on different grids: {_grid(found)} predicted, {_grid(expected)} in the reference.",
                 tip="Segment the very scan that the reference was drawn on.",
             )
         scores[name] = score(found.array, expected.array, expected.spacing, tolerance_mm=tolerance_mm)
     return scores
+
+
+def _grid(volume: Volume) -> str:
+    """Voxels, their size and where the first one lies, in words."""
+    size, spacing, first = ((f"{value:.4g}" for value in values) for values in (volume.shape, volume.spacing, volume.affine[:3, 3]))
+    return f"{' × '.join(size)} voxels of {' × '.join(spacing)} mm from ({', '.join(first)})"
 
 
 def evaluate_cases(table: str | os.PathLike[str], *, report: Progress = SILENT) -> dict[str, dict[str, Scores]]:

@@ -19,7 +19,7 @@ def image(z: float = 0.0, **changes: object) -> Slice:
     """An axial CT image of series 1 at height `z`."""
     plain = Slice(
         path=Path(f"{z}.dcm"), frame=0, uid="", series="1", number=1, description="", modality="CT", kind=("ORIGINAL", "PRIMARY", "AXIAL"), size=(8, 8),
-        position=np.array([0.0, 0, z]), row=np.array([1.0, 0, 0]), column=np.array([0.0, 1, 0]), pixel_mm=(1.0, 1.0), slope=1.0, intercept=0.0,
+        position=np.array([0.0, 0, z]), row=np.array([1.0, 0, 0]), column=np.array([0.0, 1, 0]), pixel_mm=(1.0, 1.0), slope=1.0, intercept=0.0, rescaled=True,
         instance=int(z), phase=("",),
     )  # fmt: skip
     return replace(plain, **changes)

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from clseg.cli.streams import Terminated
 from clseg.errors import ClsegError
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
     from rich.table import Table
 
-INTERRUPTED = 130  # 128 + SIGINT, as shells expect
+INTERRUPTED, TERMINATED = 130, 143  # 128 + SIGINT, 128 + SIGTERM, as shells expect
 OF_THE_SYSTEM = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ENOSPC, errno.EIO, errno.ESTALE)  # no faults of clseg
 
 
@@ -103,11 +104,16 @@ class Terminal:
             yield progress
 
 
+def code_of(interruption: KeyboardInterrupt) -> int:
+    """The exit code of a program that was told to stop."""
+    return TERMINATED if isinstance(interruption, Terminated) else INTERRUPTED
+
+
 @contextmanager
 def exit_codes(terminal: Terminal) -> Iterator[None]:
     """Turn every error raised on purpose into one sentence and an exit code.
 
-    0 done · 1 failed · 2 the call was wrong · 130 interrupted.
+    0 done · 1 failed · 2 the call was wrong · 130 interrupted · 143 ended by SIGTERM.
     """
     import typer
 
@@ -118,7 +124,7 @@ def exit_codes(terminal: Terminal) -> Iterator[None]:
         raise typer.Exit(error.exit_code) from error
     except KeyboardInterrupt as error:
         terminal.error("Interrupted; no half-written file is left behind.")
-        raise typer.Exit(INTERRUPTED) from error
+        raise typer.Exit(code_of(error)) from error
     except BrokenPipeError as error:  # `clseg rois | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(0) from error
@@ -128,8 +134,10 @@ def exit_codes(terminal: Terminal) -> Iterator[None]:
         terminal.error("There is not enough main memory for this.", "Close other programs, or cut the scan to what is needed.")
         raise typer.Exit(1) from error
     except OSError as error:
-        if error.errno not in OF_THE_SYSTEM or error.filename is None:
+        if error.errno not in OF_THE_SYSTEM:
             terminal.unexpected(error)
+        elif error.filename is None:  # what is printed goes nowhere
+            terminal.error(f"The output cannot be written: {(error.strerror or str(error)).lower()}.")
         else:
             terminal.error(f"'{error.filename}' cannot be used: {(error.strerror or str(error)).lower()}.")
         raise typer.Exit(1) from error

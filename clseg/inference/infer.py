@@ -24,7 +24,7 @@ from clseg.inference.parts import Parts, slabs
 from clseg.inference.planned.body import their_scores
 from clseg.inference.planned.run import HELD_BYTES, answers_of, compose, grouped, segment_planned, windows_of
 from clseg.inference.predictor import Predictor
-from clseg.inference.prepare import Placement, onto_grid, place
+from clseg.inference.prepare import Placement, beyond_filled, onto_grid, place
 from clseg.inference.restore import restore
 from clseg.inference.sideways import bands, middles
 from clseg.progress import SILENT, Progress
@@ -167,6 +167,8 @@ def house(scan: Volume, parts: Parts, task: Task) -> tuple[Layers, set[str]]:
         give_back()
     with stopwatch.lap("clean"), report.stage("Cleaning"):
         for layer in canvas.layers.values():
+            for part in beyond_filled(oriented.array, placement):
+                layer.labels[:, :, part] = 0
             clean(layer, task.wanted, math.prod(placement.spacing))
     restored: Layers = {}
     with stopwatch.lap("restore"), report.stage("Restoring", len(canvas.layers)) as advance:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from clseg.network.spec import Grid, Intensity
-from clseg.spatial.crop import Box, body_box
+from clseg.spatial.crop import Box, body_box, filled_slices
 from clseg.spatial.orient import to_orientation
 from clseg.spatial.resample import axis_weights, covering_shape, interpolate
 from clseg.volume import Shape, Spacing, Volume
@@ -74,6 +74,16 @@ def _on_lattice(part: slice, n: int, s: float, m: int, t: float) -> slice:
     """
     first, last = ((edge - n / 2) * s / t + m / 2 for edge in (part.start, part.stop))
     return slice(max(0, math.floor((first + 1e-3) / SNAP) * SNAP), min(m, math.ceil((last - 1e-3) / SNAP) * SNAP))
+
+
+def beyond_filled(oriented: np.ndarray, placement: Placement) -> list[slice]:
+    """The slices of the box that lie, at one end or the other, where nothing was scanned (see `filled_slices`)."""
+    kept, depth = filled_slices(oriented), placement.shape[2]
+    middle, ratio = placement.scan_shape[2] / 2, placement.scan_spacing[2] / placement.spacing[2]
+    first, last = ((edge - middle) * ratio + placement.lattice[2] / 2 - placement.box[2].start for edge in (kept.start, kept.stop))
+    low = math.ceil(first - 0.5) if kept.start > 0 else 0  # a slice of the box belongs to where its middle lies
+    high = math.floor(last - 0.5) + 1 if kept.stop < placement.scan_shape[2] else depth
+    return [part for part in (slice(0, max(0, low)), slice(min(depth, max(0, high)), depth)) if part.stop > part.start]
 
 
 def onto_grid(oriented: np.ndarray, placement: Placement, device: str = "cpu") -> torch.Tensor:

@@ -8,6 +8,8 @@ import numpy as np
 
 from clseg.errors import InputError
 from clseg.io.finding import WARNING, Finding
+from clseg.spatial.crop import filled_slices
+from clseg.spatial.orient import to_orientation
 from clseg.volume import AIR_HU, Volume
 
 _SPACING_MM = (0.05, 20.0)
@@ -19,7 +21,10 @@ _COLD = -30  # HU; what is below is air, lung or fat
 _THICK_MM = 10.0
 _THIN_MM = 20.0
 _SAMPLE = 1_000_000
+_PADDED = 0.05  # share of voxels of exactly 0 from which on they may be padding
+_GAP = 200  # HU; between a padding value and the coldest that was measured
 
+_OFFSET = "they look like a CT stored with 1024 added"
 _HU_TIP = (
     "Convert the original DICOM series again with rescale slope and intercept applied and without a window, e.g. with dcm2niix; "
     "in Hounsfield units air is about -1000, fat -100, water 0 and bone above 300."
@@ -58,7 +63,8 @@ def check(volume: Volume) -> CheckedScan:
     _refuse_shear(volume)
     mended, findings = _mend(volume)
     findings += _judge_values(mended.array)
-    findings += _judge_grid(mended)
+    mended, padding = _mend_padding(mended)
+    findings += padding + _judge_ends(mended) + _judge_grid(mended)
     sheared = _is_sheared(mended.affine)
     if sheared:
         findings.append(_warning("affine", "The axes of the scan are not at right angles; it is resampled to a grid whose axes are, and the result is brought back.", _STRAIGHTEN_TIP))
@@ -116,6 +122,35 @@ def _mend(volume: Volume) -> tuple[Volume, list[Finding]]:
     return (volume if array is volume.array else replace(volume, array=array)), findings
 
 
+def _mend_padding(volume: Volume) -> tuple[Volume, list[Finding]]:
+    """Air where the surroundings of the scan were filled with 0, which is water, by whoever resampled, cut out or masked it."""
+    if not _is_padded_with_zero(volume.array):
+        return volume, []
+    from scipy import ndimage
+
+    array = volume.array
+    parts, _ = ndimage.label(array == 0)
+    outside = np.unique(np.concatenate([face.ravel() for face in _faces(parts)]))
+    padding = np.isin(parts, outside[outside > 0])
+    text = f"Around the scan {np.count_nonzero(padding) / array.size:.0%} of the voxels are exactly 0, which is water: they were taken for padding and replaced by air ({AIR_HU} HU)."
+    air = np.asarray(AIR_HU, array.dtype if array.dtype.kind in "if" and array.dtype.itemsize > 1 else np.int16)
+    return volume.like(np.where(padding, air, array)), [_warning("values", text, "Fill what lies outside of the scan with -1024 when it is resampled or masked.")]
+
+
+def _is_padded_with_zero(array: np.ndarray) -> bool:
+    """Whether 0 is far commoner than its neighbours and fills the corners or a whole face."""
+    corners = array[:: array.shape[0] - 1, :: array.shape[1] - 1, :: array.shape[2] - 1]
+    if corners.any() and all(face.any() for face in _faces(array)):
+        return False
+    sample = sampled(array)
+    share = _share(sample, 0, 0)
+    return sample.min() < 0 and share > _PADDED and _share(sample, -5, 5) - share < share / 5
+
+
+def _faces(array: np.ndarray) -> list[np.ndarray]:
+    return [array.take(end, axis) for axis in range(3) for end in (0, -1)]
+
+
 def _count(number: int, thing: str) -> str:
     return f"{number} {thing}{'' if number == 1 else 's'}"
 
@@ -128,6 +163,8 @@ def _judge_values(array: np.ndarray) -> list[Finding]:
     low, high = float(array.min()), float(array.max())
     sample = sampled(array)
     reason, tip = _why_not_hu(_without_padding(sample), low, high)
+    if not reason and _has_offset_beside_padding(sample):
+        reason, tip = _OFFSET, _offset_tip()
     if reason:
         raise InputError(f"The values run from {low:g} to {high:g} and are not Hounsfield units: {reason}.", tip=tip)
     findings = []
@@ -155,7 +192,7 @@ def _why_not_hu(sample: np.ndarray, low: float, high: float) -> tuple[str, str]:
     if low >= 0 and high <= 300:
         return "they look like an 8-bit picture, made with a window", _HU_TIP
     if cold < 0.001 and _has_offset(sample):
-        return "they look like a CT stored with 1024 added", _offset_tip()
+        return _OFFSET, _offset_tip()
     if cold < 0.001:
         return "there is no air and no fat; it may be an MR or PET scan", _HU_TIP
     if cold < 0.02 and _share(sample, -2, 2) > 0.3:
@@ -171,6 +208,13 @@ def _has_offset(sample: np.ndarray) -> bool:
     if tissue < 0.05 or sample.max() > 5200:
         return False
     return float(np.median(sample)) >= 824 or _share(sample, -100, 324) > _share(sample, 400, 750) < tissue
+
+
+def _has_offset_beside_padding(sample: np.ndarray) -> bool:
+    """The same where the only cold value stands for what lies outside the field of view."""
+    inside = sample[sample > sample.min()]
+    apart = inside.size > 0 and inside.min() > sample.min() + _GAP
+    return apart and _share(inside, -np.inf, _COLD) < 0.001 and _has_offset(inside)
 
 
 def _without_padding(sample: np.ndarray) -> np.ndarray:
@@ -201,6 +245,17 @@ def _share(sample: np.ndarray, low: float, high: float) -> float:
 
 
 # ---- grid -------------------------------------------------------------------------------------------------------------
+
+
+def _judge_ends(volume: Volume) -> list[Finding]:
+    """A word about slices at the ends in which nothing was scanned."""
+    standing = to_orientation(volume, "RAS").array
+    kept = filled_slices(standing)
+    below, above = kept.start, standing.shape[2] - kept.stop
+    if not below and not above:
+        return []
+    text = f"{_count(below, 'slice')} at the lower end and {above} at the upper end hold one value only: nothing is looked for in them."
+    return [_warning("coverage", text, "")]
 
 
 def _judge_grid(volume: Volume) -> list[Finding]:

@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import secrets
 import shutil
 import tempfile
@@ -19,7 +20,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from clseg.errors import InputError, OutputError, UsageError
-from clseg.io.finding import Found, unheard
+from clseg.io.finding import WARNING, Finding, Found, unheard
 from clseg.volume import Volume
 
 if TYPE_CHECKING:
@@ -58,10 +59,18 @@ def read(path: AnyPath, *, series: str | None = None, found: Found = unheard) ->
 
         return read_nifti(path)
     if start[:4] == b"NRRD":
-        return _read_itk(path, "NrrdImageIO")
-    if b"NDims" in start and b"DimSize" in start:
+        image = read_itk(path, "NrrdImageIO")
+        if not _says_how_the_patient_lies(image):
+            found(Finding(WARNING, "orientation", "The file does not say how the patient lies (it has no anatomical `space`): left and right may be swapped.", "Convert the scan again from its DICOM series."))
+        return from_itk(image, path)
+    if _is_metaimage(start):
         return _read_itk(path, "MetaImageIO")
     raise InputError(f"'{path}' is {_what(start)}, expected NIfTI, NRRD, MetaImage or DICOM.")
+
+
+def _is_metaimage(start: bytes) -> bool:
+    """By its first bytes; ITK may write a page of other lines between the first and the sizes."""
+    return b"NDims" in start and (b"DimSize" in start or start.lstrip().startswith(b"ObjectType"))
 
 
 def existing(path: AnyPath) -> Path:
@@ -135,6 +144,12 @@ def _read_dicom(path: Path, series: str | None, found: Found) -> Volume | None:
     return read_dicom_file(path, series=series, found=found) if is_dicom(path) else None
 
 
+def _says_how_the_patient_lies(image: SimpleITK.Image) -> bool:
+    """Whether an NRRD names directions of the body; ITK takes whatever else for left, posterior, superior."""
+    space = image.GetMetaData("NRRD_space") if image.HasMetaDataKey("NRRD_space") else ""
+    return bool(re.match(r"(left|right)-(anterior|posterior)-(superior|inferior)|[LR][AP][SI]", space, re.IGNORECASE))
+
+
 def _read_itk(path: Path, image_io: str) -> Volume:
     return from_itk(read_itk(path, image_io), path)
 
@@ -201,7 +216,7 @@ def writing(path: AnyPath, mode: str = "wb") -> Iterator[IO[Any]]:
 
     The bytes go to a temporary name in the same folder, then to the disk (fsync), and are moved into place in one step;
     whatever interrupts the block, the temporary file is removed and an older file at `path` stays as it was.
-    `mode` is 'wb', or 'w' for UTF-8 text.
+    `mode` is 'wb', or 'w' for UTF-8 text, in which bytes of file names that are none are spelt \\udcXX.
 
     Raises OutputError when the file cannot be written.
     """
@@ -303,7 +318,7 @@ def _create(part: Path, mode: str) -> IO[Any]:
     """A new file, with the rights that new files have here."""
     if "b" in mode:
         return open(part, "xb")
-    return open(part, "x", encoding="utf-8", newline="")
+    return open(part, "x", encoding="utf-8", errors="backslashreplace", newline="")  # names of files may be no UTF-8; JSON reads \udcfc as it was
 
 
 def _to_disk(stream: IO[Any]) -> None:

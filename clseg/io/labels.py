@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from clseg.errors import InputError
@@ -84,11 +84,29 @@ def _stem(name: str) -> str:
 def _from_json(sidecar: Path) -> dict[int, str]:
     try:
         table = json.loads(sidecar.read_text(encoding="utf-8"))
+        if not isinstance(table, dict):
+            raise ValueError("it holds no object")
         table = table["labels"] if isinstance(table.get("labels"), dict) else table
-        pairs = [(int(key), name) if isinstance(name, str) else (int(name), key) for key, name in table.items()]
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise InputError(f"'{sidecar}' is not a table of label names and ids: {error}.") from error
-    return dict(sorted(pairs))
+        return _each_once(_pair(key, value) for key, value in table.items())
+    except (OSError, ValueError) as error:
+        raise InputError(f"'{sidecar}' is not a table of label names and ids: {error}.", tip='Give {"liver": 1, …} or {"1": "liver", …}.') from error
+
+
+def _pair(key: str, value: object) -> tuple[int, str]:
+    """The id and the name of an entry, whichever is the key; ValueError when none is an id."""
+    id, name = (key, value) if isinstance(value, str) else (value, key)
+    if isinstance(id, (list, dict, bool)) or not _is_id(str(id)):
+        raise ValueError(f"'{key}' stands beside {json.dumps(value)}")
+    return int(str(id)), str(name)
+
+
+def _each_once(pairs: Iterable[tuple[int, str]]) -> dict[int, str]:
+    """id → name by id; ValueError when an id has two names, for one of them would be lost."""
+    names: dict[int, str] = {}
+    for id, name in pairs:
+        if names.setdefault(id, name) != name:
+            raise ValueError(f"the id {id} is called '{names[id]}' and '{name}'")
+    return dict(sorted(names.items()))
 
 
 def _from_csv(path: Path) -> dict[int, str]:
@@ -101,7 +119,7 @@ def _from_csv(path: Path) -> dict[int, str]:
         if not rows:
             raise ValueError("it is empty")
         id, name = _columns(rows[0])
-        return dict(sorted((int(row[id]), row[name].strip()) for row in rows[0 if _is_id(rows[0][id]) else 1 :]))
+        return _each_once((int(row[id]), row[name].strip()) for row in rows[0 if _is_id(rows[0][id]) else 1 :])
     except (OSError, ValueError, LookupError, csv.Error) as error:
         reason = "a line has too few cells" if isinstance(error, LookupError) else error
         raise InputError(f"'{path}' is not a table of ids and names: {reason}.", tip="Give a CSV with the columns id and name, or JSON.") from error

@@ -40,6 +40,16 @@ def body_box(hu: np.ndarray, spacing: Spacing, *, margin_mm: float = 15.0, probe
     return tuple(box)  # type: ignore[return-value]
 
 
+def filled_slices(hu: np.ndarray) -> slice:
+    """The slices (x, y, z) between the outermost in which not all voxels have one value; all of them where there is none."""
+    first, last = 0, hu.shape[2]
+    while first < last and hu[:, :, first].min() == hu[:, :, first].max():
+        first += 1
+    while last > first and hu[:, :, last - 1].min() == hu[:, :, last - 1].max():
+        last -= 1
+    return slice(first, last) if first < last else slice(0, hu.shape[2])
+
+
 def around(boxes: Sequence[Box]) -> Box:
     """The smallest box around one or more."""
     i, j, k = (slice(min(part.start for part in axis), max(part.stop for part in axis)) for axis in zip(*boxes, strict=True))

@@ -54,6 +54,7 @@ class Slice:
     pixel_mm: tuple[float, float] | None
     slope: float
     intercept: float
+    rescaled: bool
     instance: int
     phase: tuple[str, ...]
     sop_class: str = ""
@@ -211,6 +212,7 @@ def _slice(file: Path, header: Dataset, frame: int, own: dict[str, Any]) -> Slic
         pixel_mm=None if spacing is None or spacing.min() <= 0 else (float(spacing[1]), float(spacing[0])),  # DICOM names rows first
         slope=_number(own["slope"], 1.0),
         intercept=_number(own["intercept"], 0.0),
+        rescaled=own["intercept"] not in (None, ""),
         instance=_whole(header.get("InstanceNumber")) or 0,
         phase=tuple("" if value is None else str(value) for value in own["phase"]),
         sop_class=str(header.get("SOPClassUID") or _IMAGES[0]),

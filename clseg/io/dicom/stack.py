@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,7 @@ def build(slices: Sequence[Slice], place: Path, found: Found = unheard) -> Volum
     beside the others, and damaged pixels.
     """
     decoder = Decoder()
-    ordered, heights = in_order(slices)
+    ordered, heights = in_order(_all_rescaled(slices, place, found))
     ordered, heights = _once(ordered, heights, decoder, found)
     if len(ordered) < 2:
         raise InputError(f"'{place}' holds a single slice, expected a scan of two or more.", tip="Give the folder that holds the whole series.")
@@ -54,6 +55,20 @@ def build(slices: Sequence[Slice], place: Path, found: Found = unheard) -> Volum
         stack = evened(stack, heights, float(np.median(np.diff(heights))))
         step = step * (len(ordered) - 1) / (len(stack) - 1)
     return Volume(stack.transpose(2, 1, 0), _affine(ordered[0], origin, step))
+
+
+def _all_rescaled(slices: Sequence[Slice], place: Path, found: Found) -> Sequence[Slice]:
+    """Slices that do not say how their values become HU are taken for like the others, if these agree; where none says it, values stay."""
+    silent = [one for one in slices if not one.rescaled]
+    rules = {(one.slope, one.intercept) for one in slices if one.rescaled}
+    if not silent or not rules:
+        return slices
+    said = f"{len(silent)} of {len(slices)} slices in '{place}' {'does' if len(silent) == 1 else 'do'} not say how values become HU (RescaleIntercept)"
+    if len(rules) > 1:
+        raise InputError(f"{said}, and the others do not agree.", tip=_AGAIN)
+    slope, intercept = rules.pop()
+    found(Finding(WARNING, "values", f"{said}; they were scaled like the others.", _AGAIN))
+    return [one if one.rescaled else replace(one, slope=slope, intercept=intercept) for one in slices]
 
 
 def in_order(slices: Sequence[Slice]) -> tuple[list[Slice], np.ndarray]:

@@ -1,0 +1,111 @@
+"""Facts about what was never scanned: zeros around a scan are air, slices of one value hold no organ, and an offset is seen beside padding."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from clseg.errors import InputError
+from clseg.inference.prepare import beyond_filled, place
+from clseg.io.check import AIR_HU, check
+from clseg.network.spec import Grid
+from clseg.pipeline import segment
+from clseg.spatial.crop import filled_slices
+from clseg.volume import Volume
+from tests.test_check import ct, torso
+
+MODEL = Grid("RAS", (4.0, 4.0, 4.0), (16, 16, 16))
+
+
+def padded(value: float, width: tuple[tuple[int, int], ...]) -> np.ndarray:
+    return np.pad(torso(), width, constant_values=value)
+
+
+@pytest.mark.parametrize("width", [((6, 9), (5, 5), (0, 0)), ((0, 0), (0, 0), (7, 4)), ((3, 3), (3, 3), (3, 3))], ids=["beside", "above and below", "all around"])
+def test_zeros_around_a_scan_are_air(width):
+    """Exactly the padding becomes air, with one warning; the scan stays as it was, and without padding there is none."""
+    array = padded(0, width)
+    checked = check(ct(array))
+    np.testing.assert_array_equal(checked.volume.array, padded(AIR_HU, width))
+    assert checked.volume.array.dtype == array.dtype
+    assert sum("exactly 0" in text for text in checked.warnings) == 1
+    assert not check(ct()).warnings
+
+
+def test_zeros_around_the_body_are_air():
+    """A mask that set all outside the body to 0: air again, but zeros inside the body stay."""
+    array = torso()
+    i, j, _ = np.indices(array.shape)
+    array[np.hypot(i - 11.5, j - 11.5) > 9.5] = 0
+    array[11, 11, 9] = 0
+    found = check(ct(array)).volume.array
+    assert (found[0] == AIR_HU).all()
+    assert found[11, 11, 9] == 0
+    inside = np.hypot(i - 11.5, j - 11.5) <= 9.5
+    np.testing.assert_array_equal(found[inside], array[inside])
+
+
+def test_turned_scans_have_zeros_in_their_corners():
+    """What a rotation with fill 0 leaves: no face is empty, all corners are."""
+    array = torso()
+    i, j, _ = np.indices(array.shape)
+    array[np.abs(i - 11.5) + np.abs(j - 11.5) > 15] = 0
+    assert (check(ct(array)).volume.array[0, 0] == AIR_HU).all()
+
+
+def test_water_is_no_padding():
+    """A bath of water with a little noise, as in a phantom, and one of exact zeros that does not reach the border, stay water."""
+    noisy = torso()
+    noisy[noisy < -900] = np.random.default_rng(1).integers(-8, 9, np.count_nonzero(noisy < -900))
+    assert check(ct(noisy)).volume.array is noisy
+    still = torso()
+    still[4:20, 4:20, 2:18] = 0
+    assert check(ct(still)).volume.array is still
+
+
+@pytest.mark.parametrize("value", [-1024, -3024, 0])
+def test_a_word_about_slices_of_one_value(value):
+    """How many at which end of the patient, whichever way the file has them."""
+    array = padded(value, ((0, 0), (0, 0), (3, 5)))
+    for volume in (ct(array), ct(array[:, :, ::-1], np.diag([2.0, 2.0, -3.0, 1.0]))):
+        (text,) = (text for text in check(volume).warnings if "one value only" in text)
+        assert text.startswith("3 slices at the lower end and 5 at the upper end")
+
+
+def test_an_offset_is_seen_beside_padding():
+    """A CT with 1024 added whose padding of -2048 became -1024 is refused as one without padding is."""
+    array = torso().astype(np.int16) + 1024
+    array[:5] = -1024
+    with pytest.raises(InputError, match="1024 added"):
+        check(ct(array))
+    check(ct(np.where(np.arange(24)[:, None, None] < 5, -2048, torso()).astype(np.int16)))  # in HU it is welcome
+
+
+def test_filled_slices_are_what_lies_between():
+    """By hand: constant slices at the ends go, one in the middle stays; an array of one value is kept whole."""
+    array = np.zeros((2, 2, 6))
+    array[0, 0, [1, 3]] = 5
+    assert filled_slices(array) == slice(1, 4)
+    assert filled_slices(np.zeros((2, 2, 6))) == slice(0, 6)
+
+
+def test_slices_beyond_are_those_of_the_models_grid():
+    """Voxels of 4 mm whose middles lie in the padding of slices of 3 mm: none without padding, some at either end with it."""
+    oriented, placement = place(ct(), MODEL)
+    assert beyond_filled(oriented.array, placement) == []
+    oriented, placement = place(ct(padded(AIR_HU, ((0, 0), (0, 0), (6, 6)))), MODEL)
+    low, high = beyond_filled(oriented.array, placement)
+    first = placement.box[2].start
+    middles = (np.arange(placement.shape[2]) + first + 0.5 - placement.lattice[2] / 2) * 4.0  # mm from the middle of the scan
+    outside = np.flatnonzero(np.abs(middles) > 20 / 2 * 3)
+    assert [*range(low.start, low.stop), *range(high.start, high.stop)] == outside.tolist()
+
+
+def test_nothing_is_painted_in_slices_of_one_value(tiny_model):
+    """A model that paints at random paints in the scan and in no slice of the padding."""
+    tiny_model()
+    result = segment(ct(padded(AIR_HU, ((0, 0), (0, 0), (6, 6)))), model="tiny", device="cpu", offline=True)
+    any_label = np.any([result.mask(name) for name in result.names], axis=0)
+    assert any_label[:, :, 6:-6].any()
+    assert not any_label[:, :, :5].any()
+    assert not any_label[:, :, -5:].any()
