@@ -863,3 +863,55 @@ def test_a_reader_that_has_seen_enough_is_no_failure():
     """`clseg rois | head -1`: exit code 0."""
     program = f"set -o pipefail; {' '.join(command('rois'))} | head -1 > /dev/null"
     assert subprocess.run(["bash", "-c", program], cwd=ROOT, timeout=120).returncode == 0
+
+
+# ---- streams ----------------------------------------------------------------------------------------------------------
+
+
+def shell(line: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
+    """A line of sh in which $CLSEG is the program."""
+    program = f"{sys.executable} -m clseg"
+    return subprocess.run(["sh", "-c", line], cwd=ROOT, capture_output=True, timeout=300, env={**os.environ, "CLSEG": program, **environment})
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "latin-1"])
+def test_answers_come_through_in_every_encoding(ct, encoding):
+    """What an encoding lacks is spelt; a scan that is good stays good for the script that asks."""
+    done = shell(f"$CLSEG check {ct}", PYTHONIOENCODING=encoding, PYTHONUTF8="0")
+    assert done.returncode in (0, 3), done.stderr
+    assert b"voxels of" in done.stdout
+    assert b"Unicode" not in done.stderr
+
+
+def test_closed_streams_do_not_matter(tiny, ct, tmp_path):
+    """A daemon without stdout and stderr gets its masks; nothing that is printed ends up in them."""
+    done = shell(f"$CLSEG -i {ct} -o {tmp_path / 'out'} -m tiny -d cpu --roi lungs >&- 2>&- <&-")
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    assert names(tmp_path / "out") == {"lung_left.nii.gz", "lung_right.nii.gz", "run.json"}
+    assert nib.load(tmp_path / "out" / "lung_left.nii.gz").get_fdata().any()
+    assert shell("$CLSEG rois >&-").returncode == 0
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_full_disk_behind_stdout_is_a_sentence():
+    """No fault of ours, exit code 1."""
+    done = shell("$CLSEG rois > /dev/full")
+    assert done.returncode == 1
+    assert b"The output cannot be written: no space left on device." in done.stderr
+
+
+def test_sigterm_leaves_nothing_half_written(tiny, ct, tmp_path):
+    """A scheduler's way of stopping a scan in the middle of a write: exit code 143, one sentence, no temporary file."""
+    slow = (
+        "import sys, time, clseg.io.files as files; from clseg.cli.app import main; real = files._to_disk\n"
+        "def wait(stream):\n    print('writing', flush=True); time.sleep(60)\n"
+        "files._to_disk = wait; sys.argv = ['clseg', *sys.argv[1:]]; main()"
+    )
+    words = ["-i", str(ct), "-o", str(tmp_path / "out"), "-m", "tiny", "-d", "cpu"]
+    running = subprocess.Popen([sys.executable, "-c", slow, *words], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert running.stdout.readline() == "writing\n"
+    running.send_signal(signal.SIGTERM)
+    _, said = running.communicate(timeout=60)
+    assert running.returncode == 143
+    assert "no half-written file is left behind" in said
+    assert not list((tmp_path / "out").iterdir())

@@ -406,6 +406,33 @@ def test_every_slice_has_its_own_rescaling(tmp_path):
     assert volume.array.dtype == np.float32
 
 
+def test_a_slice_without_its_rescaling_is_scaled_like_the_others(tmp_path):
+    """Where all others agree: the same HU, and a warning; where they do not, nobody can tell; where none has any, values stay as they are."""
+
+    def bare(*which):
+        def change(k, image):
+            if k in which:
+                del image.RescaleSlope, image.RescaleIntercept
+
+        return change
+
+    found = []
+    write_series(tmp_path / "one", scan(), bare(2))
+    np.testing.assert_array_equal(read(tmp_path / "one", found=found.append).array, scan().array)
+    assert [finding.topic for finding in found] == ["values"]
+    assert "1 of" in found[0].text
+
+    def mixed(k, image):
+        image.RescaleIntercept = -1024 - k % 2
+        bare(2)(k, image)
+
+    write_series(tmp_path / "mixed", scan(), mixed)
+    with pytest.raises(InputError, match="and the others do not agree"):
+        read(tmp_path / "mixed")
+    write_series(tmp_path / "none", scan(), bare(*range(scan().shape[2])))
+    np.testing.assert_array_equal(read(tmp_path / "none").array, scan().array + 1024)
+
+
 def test_twelve_bits_with_rubbish_above(tmp_path):
     """Of 16-bit words with 12 bits stored the upper four (overlays of old) do not count, signed and unsigned."""
     hu = np.clip(scan().array, -1024, 1023)

@@ -261,3 +261,15 @@ def test_a_table_that_is_none_is_refused(tmp_path, text, sentence):
     (tmp_path / "t.csv").write_text(text)
     with pytest.raises(InputError, match=sentence):
         evaluate_cases(tmp_path / "t.csv")
+
+
+def test_axes_of_another_order_or_direction_are_turned(tmp_path):
+    """The same mask stored from the other end, or with its axes exchanged, agrees with itself; a shifted one is told apart in words."""
+    masks = folder(tmp_path / "ours", liver=cube(3))
+    flipped = Volume(np.zeros(SHAPE, np.uint8), GRID.affine @ np.array([[-1, 0, 0, 19], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]]))
+    (tmp_path / "theirs").mkdir()
+    write_mask(tmp_path / "theirs" / "liver.nii.gz", np.asfortranarray(cube(3)[::-1]), flipped)
+    assert evaluate(masks, tmp_path / "theirs")["liver"].dice == 1
+    write_mask(tmp_path / "theirs" / "liver.nii.gz", cube(3), Volume(GRID.array, np.diag([2.0, 2.0, 3.0, 1.0])))
+    with pytest.raises(InputError, match=r"20 × 20 × 20 voxels of 2 × 2 × 2 mm from \(0, 0, 0\) predicted, 20 × 20 × 20 voxels of 2 × 2 × 3 mm"):
+        evaluate(masks, tmp_path / "theirs")

@@ -513,3 +513,23 @@ def test_csv_row_of_another_length_is_refused(tmp_path):
     with pytest.raises(ValueError, match="2 columns"):
         write_csv(tmp_path / "x.csv", ["a", "b"], [[1]])
     assert os.listdir(tmp_path) == []
+
+
+def test_metaimage_with_a_long_head_is_read(tmp_path):
+    """What ITK writes of a NIfTI file's metadata stands before the sizes, further down than the first kilobyte."""
+    image = sitk.Image(4, 5, 6, sitk.sitkInt16)
+    for number in range(60):
+        image.SetMetaData(f"field[{number}]", "value " * 5)
+    for name in ("ct.mha", "ct.mhd"):
+        sitk.WriteImage(image, str(tmp_path / name))
+        assert (tmp_path / name).read_bytes().find(b"DimSize") > 1024
+        assert read(tmp_path / name).shape == (4, 5, 6)
+
+
+def test_names_that_are_no_utf8_come_back(tmp_path):
+    """A file name in Latin-1 is spelt with an escape in JSON and CSV, and JSON gives it back as it was."""
+    name = os.fsdecode(b"x\xfc.nii.gz")
+    write_json(tmp_path / "a.json", {"path": name})
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {"path": name}
+    write_csv(tmp_path / "a.csv", ["case"], [[name]])
+    assert (tmp_path / "a.csv").read_text(encoding="utf-8") == "case\nx\\udcfc.nii.gz\n"

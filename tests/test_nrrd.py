@@ -256,3 +256,17 @@ def test_nothing_found_is_an_empty_segmentation(tmp_path):
     again = read(tmp_path / "x.seg.nrrd")
     assert not again.array.any()
     assert again.same_grid(found.scan)
+
+
+@pytest.mark.parametrize(
+    ("space", "said"),
+    [("space: left-posterior-superior", True), ("space: RAS", True), ("space: scanner-xyz", False), ("space dimension: 3", False), (None, False)],
+)
+def test_a_scan_that_does_not_say_how_the_patient_lies_is_told(tmp_path, space, said):
+    """Directions of the body are named, or else left and right may be swapped: a warning, as for NIfTI without a form."""
+    grid = "spacings: 1 1 1" if space is None else f"{space}\nspace directions: (1,0,0) (0,1,0) (0,0,1)\nspace origin: (0,0,0)"
+    file = tmp_path / "ct.nrrd"
+    file.write_bytes(f"NRRD0004\ntype: short\ndimension: 3\n{grid}\nsizes: 4 4 4\nendian: little\nencoding: raw\n\n".encode() + np.zeros(64, "<i2").tobytes())
+    found = []
+    read(file, found=found.append)
+    assert [finding.topic for finding in found] == ([] if said else ["orientation"])

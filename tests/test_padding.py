@@ -11,7 +11,6 @@ from clseg.io.check import AIR_HU, check
 from clseg.network.spec import Grid
 from clseg.pipeline import segment
 from clseg.spatial.crop import filled_slices
-from clseg.volume import Volume
 from tests.test_check import ct, torso
 
 MODEL = Grid("RAS", (4.0, 4.0, 4.0), (16, 16, 16))

@@ -35,7 +35,7 @@ except ModuleNotFoundError:  # Python 3.10
 
 HERE = Path(__file__).parent
 RECIPES = sorted(path for path in (HERE.parent / "recipes").glob("*.toml") if path.stem != "bodypart")
-KIND_OF = {"learn": LearnRecipe, "abdomen": LearnRecipe, "gluteal": LearnRecipe, "update": UpdateRecipe, "refine": UpdateRecipe, "widen": UpdateRecipe, "pseudo": UpdateRecipe, "prune": PruneRecipe}
+KIND_OF = {"learn": LearnRecipe, "abdomen": LearnRecipe, "gluteal": LearnRecipe, "update": UpdateRecipe, "refine": UpdateRecipe, "finish": UpdateRecipe, "widen": UpdateRecipe, "pseudo": UpdateRecipe, "prune": PruneRecipe}
 
 
 def changed(path: str, value: Any) -> dict:

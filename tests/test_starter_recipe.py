@@ -53,7 +53,7 @@ def test_every_decoder_is_trained_pruned_and_taken_over(steps: list[list[str]]) 
     pruned = [words[2] for words in steps if words[0] == "prune"]
     assert sorted(pruned) == sorted(decoder.name for decoder in recipe.decoder)
     making = [(words[words.index("--run") + 1], then) for words, then in pairwise(steps) if words[0] in KINDS]
-    assert len(making) == 1 + 3 + 10
+    assert len(making) == 1 + 4 + 10
     for run, then in making:
         assert then[:2] == ["export", run]
 
