@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 
 SIDE_WORDS = {"left": "left", "l": "left", "lt": "left", "right": "right", "r": "right", "rt": "right"}
 OPPOSITE = {"left": "right", "right": "left"}
+_EXCHANGED = {**OPPOSITE, "l": "r", "r": "l", "lt": "rt", "rt": "lt"}
 PLURALS = (("ies", "y"), ("ae", "a"), ("i", "us"), ("a", "um"), ("s", ""), ("es", ""))
 
 
@@ -39,11 +40,18 @@ def singulars(word: str) -> Iterator[str]:
 
 
 def side_of(name: str) -> str:
-    """The side that a name says: one of its words is `left` or `right`, not both."""
-    said = {part for part in as_word(name).split("_") if part in OPPOSITE}
+    """The side that a name says: one of its words is `left` or `right`, not both, or its last is `l` or `r`, `lt` or `rt`."""
+    words = as_word(name).split("_")
+    said = {word for word in words if word in OPPOSITE} or {SIDE_WORDS[word] for word in words[1:][-1:] if word in SIDE_WORDS}
     return said.pop() if len(said) == 1 else ""
 
 
 def other_side(name: str) -> str:
-    """`kidney_left` → `kidney_right`, and the other way round."""
-    return re.sub(r"(?<![A-Za-z])(left|right)(?![A-Za-z])", lambda side: OPPOSITE[side[0]], name)
+    """`kidney_left` → `kidney_right`, `Gland_L` → `Gland_R`, and the other way round."""
+    words = r"left|right" if re.search(r"(?<![A-Za-z])(left|right)(?![A-Za-z])", name, re.IGNORECASE) else r"(?<=[\s_-])(?:lt?|rt?)(?=$)"
+    return re.sub(rf"(?<![A-Za-z])({words})(?![A-Za-z])", lambda side: _spelled_like(side[0], _EXCHANGED[side[0].lower()]), name, flags=re.IGNORECASE)
+
+
+def _spelled_like(old: str, new: str) -> str:
+    """`Left`, `right` → `Right`."""
+    return new.upper() if old.isupper() else new.capitalize() if old[0].isupper() else new

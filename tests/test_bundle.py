@@ -327,3 +327,20 @@ def test_two_processes_at_once(lungs: Path, own_home: Path):
     listing = manifest()
     assert set(fetch(listing.listed("tiny"), offline=True)) == {"tiny-encoder", "tiny-lungs"}
     assert len(files_of(own_home)) == 3
+
+
+def test_what_is_only_required_does_not_speak(tmp_path: Path, own_home: Path):
+    """A decoder that another one needs as its supporter, and that the model does not list, is brought and not listed."""
+    there = write_tiny_model(tmp_path / "there", TINY_LABELS)
+    listing = Manifest.read(there / FILE_NAME)
+    old, liver = listing.asset("tiny-lungs"), listing.asset("tiny-abdomen")
+    needy = replace(liver, requires=(*liver.requires, old.name))
+    model = replace(listing.model("tiny"), assets=("tiny-encoder", liver.name))
+    assets = tuple(needy if asset == liver else asset for asset in listing.assets)
+    listing = Manifest((model,), assets)
+    bundle = packed(listing, tmp_path / "abdomen.zip", "liver")
+    add(bundle)
+    assert set(manifest().labels_of("tiny")) == set(liver.labels)
+    (brought,) = [asset for asset in manifest().assets if asset.sha256 == old.sha256]
+    assert manifest().asset(liver.name).requires[-1] == brought.name
+    assert fetch([brought])[brought.name].is_file()

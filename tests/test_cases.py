@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +14,10 @@ import pytest
 from clseg.errors import InputError, RecipeError
 from clseg.io.files import read
 from clseg.recipe import Recipe
+from clseg.recipe.parts import DatasetRecipe
 from clseg.spatial.orient import to_orientation
 from clseg.training.cases import Case, find_cases, read_masks
+from clseg.training.cases.case import LabelMap
 from tests.small_dataset import scan, tiny_recipe, write_nifti
 
 ALL = {"body", "skeleton", "liver", "lung_left", "lung_right", "spleen"}
@@ -132,3 +136,27 @@ def test_labels_stored_in_another_axis_order_are_turned(recipe: Recipe) -> None:
     turned = to_orientation(ct.like(masks["body"].astype(np.uint8)), "LPS")
     write_nifti(recipe.folder / "dataset" / "b" / "body.nii.gz", np.ascontiguousarray(turned.array), turned)
     assert np.array_equal(masks_of(find_cases(recipe)[1])["body"], masks["body"])
+
+
+def test_names_beside_a_label_map_belong_to_the_case(tmp_path: Path) -> None:
+    """Ids that are corrected in a sidecar make another case: what was prepared with the wrong ones is not used again."""
+    dataset = DatasetRecipe(name="mine", format="csv")
+    case = Case("a", "train", dataset, tmp_path, None, (LabelMap(tmp_path / "seg.nii.gz"),))
+    (tmp_path / "seg.nii.gz").write_bytes(b"")
+    before = case.facts()
+    (tmp_path / "seg.labels.json").write_text('{"liver": 1}')
+    named = case.facts()
+    os.utime(tmp_path / "seg.labels.json", ns=(1, 1))
+    assert len({json.dumps(facts) for facts in (before, named, case.facts())}) == 3
+    assert tmp_path / "seg.labels.json" in case.files()
+
+
+def test_cases_of_one_name_are_told_apart(recipe: Recipe, tmp_path: Path) -> None:
+    """Scans of two datasets that happen to be called alike get the dataset's name before theirs; the same scan in both keeps its own."""
+    shutil.copytree(tmp_path / "dataset", tmp_path / "second")
+    first = recipe.dataset[0]
+    twins = replace(recipe, dataset=(first, replace(first, name="again"), replace(first, name="other", index="second/index.csv")))
+    names = [case.name for case in find_cases(twins)]
+    assert {f"{first.name}.a", "again.a", "other.a"} <= set(names)
+    same = replace(recipe, dataset=(first, replace(first, name="again")))
+    assert {case.name for case in find_cases(same)} == {case.name for case in find_cases(replace(recipe, dataset=(first,)))}

@@ -20,6 +20,7 @@ from clseg.network.checkpoint import (
     load,
     read_header,
     save,
+    stored,
     supporter,
 )
 from clseg.network.decoder import Decoder
@@ -264,3 +265,17 @@ def test_a_pickle_is_never_opened(tmp_path: Path) -> None:
     assert not (tmp_path / "hit").exists()
     pickle.loads((tmp_path / "bare").read_bytes())
     assert (tmp_path / "hit").exists(), "the bomb itself must work, or this test proves nothing"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused(value: float, encoder: Checkpoint, tmp_path: Path) -> None:
+    """Neither written nor read: such a network finds nothing and says nothing."""
+    name, tensor = next((n, t.clone()) for n, t in encoder.tensors.items() if t.is_floating_point())
+    tensor.view(-1)[0] = value
+    broken = replace(encoder, tensors={**encoder.tensors, name: tensor})
+    with pytest.raises(WeightsError, match="The weights hold no numbers"):
+        save(tmp_path / "e.safetensors", broken)
+    assert not (tmp_path / "e.safetensors").exists()
+    (tmp_path / "e.safetensors").write_bytes(stored(broken))
+    with pytest.raises(WeightsError, match=f"e.safetensors hold no numbers .* in '{name}'"):
+        load(tmp_path / "e.safetensors")

@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 
 from clseg import recipe as recipes
-from clseg.errors import TrainingError
+from clseg.errors import TrainingError, WeightsError
 from clseg.io.files import sha256_of, write_json
 from clseg.manifest import Manifest
 from clseg.network.checkpoint import fingerprint, load
@@ -242,3 +242,15 @@ def test_structures_of_one_decoder_are_offered_apart(recipe: Recipe, tmp_path: P
     assert manifest.model("tiny").assets == ("tiny-encoder", "tiny-lungs", "tiny-solid", "tiny-body")
     assert manifest.asset("tiny-lungs").sha256 == manifest.asset("tiny-lungs_experimental").sha256 == sha256_of(files["lungs"])
     assert load(files["solid"]).spec.labels == solid.labels
+
+
+def test_an_export_never_drops_what_was_learned_since(recipe: Recipe, home: Path, tmp_path: Path) -> None:
+    """A decoder that `clseg learn` has added to the model is not in the recipe: the export is refused, and the list stays as it was."""
+    listed = home / "weights_manifest.json"
+    before = Manifest.read(listed)
+    learned = replace(before.asset("tiny-lungs"), name="tiny-gland", file="models/tiny-gland.0123.safetensors", labels=("gland",))
+    before.with_asset("tiny", learned).write(listed)
+    text = listed.read_bytes()
+    with pytest.raises(WeightsError, match=r"learned since \(tiny-gland\), which this export would drop"):
+        list_in_manifest(listed, recipe, export(recipe, averaged(recipe, 1), tmp_path / "w", done=6), sources="tiny/")
+    assert listed.read_bytes() == text

@@ -240,6 +240,13 @@ def test_a_missing_key_is_named(path: str) -> None:
         ("decoder.1.limits", {"spleen": [0.1, 0.5]}, "name 'spleen', which is none of its labels"),
         ("dataset.1.masks", {"body": "body.nii.gz:one"}, "'file' or 'file:value'"),
         ("dataset.0.weight", -1.0, "weights of 0 or more"),
+        ("optim.clip_norm", -1.0, "optim.rate and clip_norm must be above 0"),
+        ("optim.rate", float("nan"), "must be above 0, given nan"),
+        ("optim.average", 1.5, "optim.average is between 0 and 1"),
+        ("optim.foreground", 3.0, "optim.foreground is between 0 and 1"),
+        ("optim.weight_decay", -1.0, "optim.weight_decay is 0 or more"),
+        ("seed", -7, "seed is between 0 and"),
+        ("threads", -1, "threads 0 or more"),
         ("optim.precision", "int8", "float32, bfloat16 or float16"),
         ("folder", "/", "Unknown key 'folder'"),
     ],
@@ -248,6 +255,16 @@ def test_what_cannot_be_trained_is_refused(path: str, value: Any, sentence: str)
     """Sizes must agree, names must be unique and usable as file names; the sentence says what was given."""
     with pytest.raises(RecipeError, match=sentence):
         from_dict(changed(path, value), HERE)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("scale", [1.25, 0.8]), ("scale", [0.0, 1.0]), ("contrast", [1.2, 0.8]), ("noise_hu", -3.0), ("noise_probability", 5.0), ("thick_slices_mm", [0.0, 0.0]), ("stretch", 1.0)],
+)
+def test_augmentation_that_cannot_be_drawn_is_refused(key: str, value: Any) -> None:
+    """Before training, and not at the first patch that draws it."""
+    with pytest.raises(RecipeError, match=f"augment.{key}"):
+        from_dict({**changed("seed", 3), "augment": {key: value}}, HERE)
 
 
 def test_at_least_one_dataset_is_drawn_from() -> None:

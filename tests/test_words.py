@@ -54,3 +54,19 @@ def test_sides():
     assert side_of("leftover") == ""
     assert other_side("rib_left_4") == "rib_right_4"
     assert other_side("cleft") == "cleft"
+
+
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [("kidney_left", "kidney_right"), ("Gland_Left", "Gland_Right"), ("GLAND LEFT", "GLAND RIGHT"), ("Left-Lung", "Right-Lung"), ("Lung_L", "Lung_R"), ("lung_l", "lung_r"), ("Parotid Lt", "Parotid Rt")],
+)
+def test_the_other_side_is_spelled_alike(left, right):
+    """Whatever capitals a dataset uses, each is the partner of the other and on its side."""
+    assert (other_side(left), other_side(right)) == (right, left)
+    assert (side_of(left), side_of(right)) == ("left", "right")
+
+
+@pytest.mark.parametrize("name", ["liver", "vertebrae_L1", "l", "right_left_shunt", "l_spine", "cleft", "control"])
+def test_names_without_a_side_have_none(name):
+    """A letter says a side as the last of several words only."""
+    assert side_of(name) == ""

@@ -46,11 +46,12 @@ def read_label_names(path: str | os.PathLike[str]) -> dict[int, str]:
     for content in extensions(path):
         if b"<CaretExtension" in content[:400]:
             return from_xml(content)
-    path = Path(path)
-    for sidecar in (path.with_name(_stem(path.name) + ".labels.json"), path.with_name("labels.json")):
-        if sidecar.is_file():
-            return _from_json(sidecar)
-    return {}
+    return next((_from_json(sidecar) for sidecar in sidecars(Path(path)) if sidecar.is_file()), {})
+
+
+def sidecars(path: Path) -> tuple[Path, Path]:
+    """The files that may name the ids of a label map, the first that is there counts."""
+    return path.with_name(_stem(path.name) + ".labels.json"), path.with_name("labels.json")
 
 
 def read_label_table(path: str | os.PathLike[str]) -> dict[int, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from graphlib import CycleError, TopologicalSorter
@@ -12,7 +13,15 @@ from clseg.errors import RecipeError
 
 if TYPE_CHECKING:
     from clseg.recipe.commands import Common, LearnRecipe, PruneRecipe, Recipe, UpdateRecipe
-    from clseg.recipe.parts import DatasetRecipe, DecoderRecipe, EncoderRecipe, LadderRecipe, SynthesisRecipe
+    from clseg.recipe.parts import (
+        AugmentRecipe,
+        DatasetRecipe,
+        DecoderRecipe,
+        EncoderRecipe,
+        LadderRecipe,
+        OptimRecipe,
+        SynthesisRecipe,
+    )
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 ENDS = {"inferior", "superior", "both"}
@@ -139,8 +148,37 @@ def _common(plan: Common, least: int = 1) -> None:
         raise RecipeError("[optim] needs iterations, batch, deep_supervision and checkpoint_every of 1 or more and a rate above 0.")
     if optim.workers < 0:
         raise RecipeError(f"optim.workers is a number of processes, 0 or more, given {optim.workers}.")
+    _optim(optim)
+    _augment(plan.augment)
+    if not 0 <= plan.seed < 2**63 or plan.threads < 0:
+        raise RecipeError(f"seed is between 0 and 2**63 and threads 0 or more, given {plan.seed} and {plan.threads}.")
     if min(plan.validation.cases, plan.validation.every) < 0:
         raise RecipeError("[validation] needs cases and every of 0 or more.")
+
+
+def _optim(rule: OptimRecipe) -> None:
+    for name in ("average", "foreground", "negatives"):
+        value = getattr(rule, name)
+        if not 0 <= value <= 1:
+            raise RecipeError(f"optim.{name} is between 0 and 1, given {value}.")
+    for name in ("weight_decay", "warmup", "power"):
+        value = getattr(rule, name)
+        if not 0 <= value < math.inf:
+            raise RecipeError(f"optim.{name} is 0 or more, given {value}.")
+    if not 0 < rule.rate < math.inf or not rule.clip_norm > 0:
+        raise RecipeError(f"optim.rate and clip_norm must be above 0, given {rule.rate} and {rule.clip_norm}.")
+
+
+def _augment(rule: AugmentRecipe) -> None:
+    for name, value in vars(rule).items():
+        if isinstance(value, tuple) and not 0 < value[0] <= value[1] < math.inf:
+            raise RecipeError(f"augment.{name} is a smallest and a largest value above 0, given {list(value)}.")
+        if name.endswith("_probability") and not 0 <= value <= 1:
+            raise RecipeError(f"augment.{name} is a probability between 0 and 1, given {value}.")
+        if isinstance(value, (int, float)) and not 0 <= value < math.inf:
+            raise RecipeError(f"augment.{name} is 0 or more, given {value}.")
+    if rule.stretch >= 1:
+        raise RecipeError(f"augment.stretch is a share below 1, given {rule.stretch}.")
 
 
 def _encoder(encoder: EncoderRecipe, patch: Sequence[int]) -> None:

@@ -64,7 +64,7 @@ def change_intensity(
     changed = hu * rng.uniform(*rule.contrast) + rng.uniform(-rule.shift_hu, rule.shift_hu)
     hu = torch.where(soft, changed, hu)
     if rng.random() < rule.blur_probability:
-        hu = _blur(hu, rng.uniform(0.3, rule.blur_voxels))
+        hu = _blur(hu, rng.uniform(min(0.3, rule.blur_voxels), rule.blur_voxels))
     if rng.random() < rule.thick_slices_probability:
         hu = _thick_slices(hu, spacing_mm, rng.uniform(*rule.thick_slices_mm))
     if rng.random() < rule.noise_probability:

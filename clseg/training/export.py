@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from clseg import recipe as recipes
-from clseg.errors import TrainingError
+from clseg.errors import TrainingError, WeightsError
 from clseg.io.files import sha256_of, writing
 from clseg.manifest import Asset, Manifest, Model
 from clseg.network.bodypart import load_bodypart
@@ -65,9 +65,20 @@ def list_in_manifest(path: Path, recipe: Recipe, files: dict[str, Path], *, sour
     kept = {a for model in others for a in model.assets}
     dropped = {a for model in old.models if model.name in mine for a in model.assets} - kept
     dropped |= {a.name for a in assets}
+    _refuse_to_forget(recipe, [a for a in old.assets if a.name in dropped - {asset.name for asset in assets}], path)
     manifest = Manifest((*others, *models), (*(a for a in old.assets if a.name not in dropped), *assets))
     manifest.write(path)
     return manifest
+
+
+def _refuse_to_forget(recipe: Recipe, leaving: Iterable[Asset], path: Path) -> None:
+    """WeightsError when decoders would leave the model that this recipe's training did not make: they were learned since."""
+    learned = [asset.name for asset in leaving if asset.kind == "decoder" and not asset.file.startswith(f"{recipe.name}/")]
+    if learned:
+        raise WeightsError(
+            f"{path} lists decoders of '{recipe.name}' that were learned since ({', '.join(learned)}), which this export would drop.",
+            tip="Export into another manifest, or take them out first: clseg weights remove.",
+        )
 
 
 def _model(recipe: Recipe, name: str, description: str, assets: Iterable[Asset]) -> Model:

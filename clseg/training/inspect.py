@@ -137,7 +137,15 @@ def _per_dataset(read: Sequence[Contents], dataset: DatasetRecipe, wanted: set[s
     own = {part for one in read for parts in one.names.values() for part in parts}
     if unused := sorted(set(dataset.rename) - own):
         sentences.append(f"rename has '{unused[0]}', which no case names{_nearest(unused[0], own)}.")
+    sentences += _unknown_absent(dataset, wanted | own)
     return [Finding(WARNING, dataset.name, "", sentence) for sentence in sentences]
+
+
+def _unknown_absent(dataset: DatasetRecipe, others: set[str]) -> list[str]:
+    """What is said to be absent, or to have an end, under a name that nobody knows, and is therefore said in vain."""
+    known = {anatomy.name for anatomy in Catalogue.builtin()} | others
+    said = {"absent": dataset.absent, "absent_above": (*dataset.absent_above, *dataset.absent_above.values())}
+    return [f"{key} has '{name}', which no case, decoder or catalogue knows{_nearest(name, sorted(known))}." for key, names in said.items() for name in names if name not in known]
 
 
 def _unknown_names(read: Sequence[Contents], wanted: set[str]) -> list[str]:

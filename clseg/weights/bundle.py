@@ -82,7 +82,9 @@ def add(bundle: Path, *, home: Path | None = None, mine: Path | None = None) -> 
         additions = [part for part in (_strange(model, brought, builtin) for model in brought.models) if part]
         with _unpacked(archive, brought, members, mine, bundle) as files:
             for part in additions:
-                own.add(part.model, {a: files[a.name] for a in part.new}, {a: files[a.name] for a in part.known}, home=mine)
+                listed = [asset for asset in part.new if asset.name in part.model.assets]
+                needed = [asset for asset in (*part.new, *part.known) if asset not in listed]
+                own.add(part.model, {a: files[a.name] for a in listed}, {a: files[a.name] for a in needed}, home=mine)
             theirs = {asset.name for part in additions for asset in (*part.new, *part.known)}
             rest = tuple(asset for asset in brought.assets if _is_wanted(asset, theirs, builtin, home))
             for asset in rest:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from clseg.io.labels import sidecars
 from clseg.recipe import DatasetRecipe
 
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")  # of files that can hold a CT, a label map or a mask
@@ -55,7 +56,8 @@ class Case:
         """Every file that decides what this case is; those in a folder of its own all count."""
         if self.dataset.format == "folders":
             return tuple(sorted((file for file in self.folder.rglob("*") if file.is_file()), key=str))
-        named = [self.ct, *(m.path for m in self.maps), *(m.names for m in self.maps), *(m.path for m in self.masks)]
+        beside = [file for m in self.maps if m.names is None for file in sidecars(m.path) if file.is_file()]
+        named = [self.ct, *(m.path for m in self.maps), *(m.names for m in self.maps), *beside, *(m.path for m in self.masks)]
         return tuple(sorted({path for path in named if isinstance(path, Path)}, key=str))
 
     def missing(self) -> tuple[Path, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from clseg.errors import InputError, RecipeError
@@ -41,7 +42,15 @@ def find_cases(recipe: Common, split: str | None = None) -> list[Case]:
             if lost := case.missing():
                 raise InputError(f"The {case} lacks {lost[0]}, expected a file there.", tip="`clseg cases RECIPE --kind learn` (or train, update, prune) lists all faults at once.")
         found += mine
-    return found
+    return _told_apart(found)
+
+
+def _told_apart(cases: list[Case]) -> list[Case]:
+    """Different scans of one name, in several datasets, get the dataset's before it: scores are kept by name."""
+    scans: dict[str, set[Path | None]] = {}
+    for case in cases:
+        scans.setdefault(case.name, set()).add(case.ct or case.folder)
+    return [replace(case, name=f"{case.dataset.name}.{case.name}") if len(scans[case.name]) > 1 else case for case in cases]
 
 
 def list_cases(dataset: DatasetRecipe, folder: Path) -> list[Case]:
