@@ -96,6 +96,15 @@ def test_an_update_learns(workplace: Path) -> None:
         assert list(csv.reader(file)) == [HEADER, *(list(map(str, row)) for row in done.rows)]
 
 
+def test_a_structure_that_is_lost_is_told(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where one structure gains what another loses the mean may pass; whoever updates hears of the loss."""
+    rows = [["new", "lung_left", 1, 0.8, 0.7, -0.1], ["new", "lung_right", 1, 0.6, 0.75, 0.15]]
+    monkeypatch.setattr("clseg.training.update.compared", lambda kind, was, now: rows if kind == "new" else [])
+    heard: list[str] = []
+    update(short(workplace), run(workplace), reports=Reports(note=heard.append))
+    assert [text for text in heard if "loses" in text] == ["warning: lung_left loses Dice on the new cases, 0.800 → 0.700, whatever the others gain"]
+
+
 def test_keep_one_keeps_all(workplace: Path) -> None:
     """With keep = 1 nothing of the new weights is taken: the result is the old decoder, bit for bit."""
     before = tensors(old_file())
