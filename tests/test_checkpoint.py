@@ -20,7 +20,6 @@ from clseg.network.checkpoint import (
     load,
     read_header,
     save,
-    stored,
     supporter,
 )
 from clseg.network.decoder import Decoder
@@ -268,14 +267,9 @@ def test_a_pickle_is_never_opened(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_weights_that_are_no_numbers_are_refused(value: float, encoder: Checkpoint, tmp_path: Path) -> None:
-    """Neither written nor read: such a network finds nothing and says nothing."""
+def test_weights_that_are_no_numbers_are_refused(value: float, encoder: Checkpoint) -> None:
+    """No network is built of them: it would find nothing and say nothing."""
     name, tensor = next((n, t.clone()) for n, t in encoder.tensors.items() if t.is_floating_point())
     tensor.view(-1)[0] = value
-    broken = replace(encoder, tensors={**encoder.tensors, name: tensor})
-    with pytest.raises(WeightsError, match="The weights hold no numbers"):
-        save(tmp_path / "e.safetensors", broken)
-    assert not (tmp_path / "e.safetensors").exists()
-    (tmp_path / "e.safetensors").write_bytes(stored(broken))
-    with pytest.raises(WeightsError, match=f"e.safetensors hold no numbers .* in '{name}'"):
-        load(tmp_path / "e.safetensors")
+    with pytest.raises(WeightsError, match=f"The weights hold no numbers .* in '{name}'"):
+        build_encoder(replace(encoder, tensors={**encoder.tensors, name: tensor}))

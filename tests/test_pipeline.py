@@ -475,7 +475,7 @@ def test_what_decoders_with_a_plan_found_stays_and_ours_take_what_is_free(monkey
     monkeypatch.setattr(infer, "house", lambda *_: ({0: row(1, 1, 1, 0), 1: row(0, 6, 6, 6)}, {"body"}))
     wanted = tuple(Catalogue.builtin()[name] for name in ("body", "liver", "spleen"))
     parts = Parts(("house",), None, frozenset(), ("planned",))
-    layers, unreachable = infer.infer(None, parts, infer.Task(wanted, Catalogue.builtin()))
+    layers, unreachable = infer.infer(Volume(np.zeros((4, 1, 1), np.int16)), parts, infer.Task(wanted, Catalogue.builtin()))
     assert [np.asarray(layer).ravel().tolist() for layer in layers] == [[1, 1, 1, 0], [5, 5, 6, 6], [0, 7, 0, 0]]
     assert unreachable == ["spleen"]
 

@@ -90,7 +90,7 @@ def test_it_may_write_into_a_part_of_a_larger_map() -> None:
 
 
 def test_threads_change_nothing() -> None:
-    """The same numbers, bit for bit, with one thread and with two."""
+    """The same numbers with one thread and with two, up to rounding: on some processors oneDNN shares the sums of its 2-D convolutions out otherwise."""
     layer, x, before = conv(64, 64), window(64, 16, 16, 16), torch.get_num_threads()
     try:
         found = []
@@ -99,7 +99,7 @@ def test_threads_change_nothing() -> None:
             found.append(quick(layer, x))
     finally:
         torch.set_num_threads(before)
-    assert torch.equal(*found)
+    torch.testing.assert_close(*found, rtol=0, atol=1e-5 * float(found[0].abs().max()))
 
 
 # ---- where it is used ------------------------------------------------------------------------------------------------

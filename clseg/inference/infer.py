@@ -30,6 +30,7 @@ from clseg.inference.sideways import bands, middles
 from clseg.progress import SILENT, Progress
 from clseg.settings import Settings
 from clseg.spatial.orthonormal import orthonormal_grid
+from clseg.spatial.padding import air_around
 from clseg.spatial.runs import LabelRuns, slices_of
 from clseg.stopwatch import Stopwatch
 from clseg.volume import Volume
@@ -63,14 +64,15 @@ class Task:
 def infer(scan: Volume, parts: Parts, task: Task) -> tuple[list[LabelRuns], list[str]]:
     """Label maps on the scan's grid, parts later, and the structures whose decoders were out of range.
 
-    Decoders with a plan run as it says, the others the house's way; where both want a
+    Decoders with a plan run as it says (some look at what is not 0), the others the house's way, for
+    which zeros around the scan are air; where both want a
     voxel of a layer, it belongs to those with a plan.
     """
     if task.settings.max_memory is not None:
         give_back()  # what the scan before this one has left would be counted as held
     layers, reached = planned(scan, parts, task) if parts.planned else ({}, set())
     if parts.models:
-        ours, ours_reached = house(scan, parts, task)
+        ours, ours_reached = house(air_around(scan), parts, task)
         reached |= ours_reached
         for depth, ids in ours.items():
             layers[depth] = _filled_up(layers[depth], ids) if depth in layers else ids

@@ -10,6 +10,7 @@ from clseg.errors import InputError
 from clseg.io.finding import WARNING, Finding
 from clseg.spatial.crop import filled_slices
 from clseg.spatial.orient import to_orientation
+from clseg.spatial.padding import sampled, zeros_around
 from clseg.volume import AIR_HU, Volume
 
 _SPACING_MM = (0.05, 20.0)
@@ -20,8 +21,6 @@ _STEEPEST = 45.0  # degrees by which an axis may leave the right angle
 _COLD = -30  # HU; what is below is air, lung or fat
 _THICK_MM = 10.0
 _THIN_MM = 20.0
-_SAMPLE = 1_000_000
-_PADDED = 0.05  # share of voxels of exactly 0 from which on they may be padding
 _GAP = 200  # HU; between a padding value and the coldest that was measured
 
 _OFFSET = "they look like a CT stored with 1024 added"
@@ -63,8 +62,7 @@ def check(volume: Volume) -> CheckedScan:
     _refuse_shear(volume)
     mended, findings = _mend(volume)
     findings += _judge_values(mended.array)
-    mended, padding = _mend_padding(mended)
-    findings += padding + _judge_ends(mended) + _judge_grid(mended)
+    findings += _judge_padding(mended.array) + _judge_ends(mended) + _judge_grid(mended)
     sheared = _is_sheared(mended.affine)
     if sheared:
         findings.append(_warning("affine", "The axes of the scan are not at right angles; it is resampled to a grid whose axes are, and the result is brought back.", _STRAIGHTEN_TIP))
@@ -120,35 +118,6 @@ def _mend(volume: Volume) -> tuple[Volume, list[Finding]]:
         array = np.clip(array, max(_CLIP[0], int(low)), min(_CLIP[1], int(high)))
         findings.append(_warning("values", f"Values from {low:g} to {high:g} were cut to {_CLIP[0]}…{_CLIP[1]} HU.", _HU_TIP))
     return (volume if array is volume.array else replace(volume, array=array)), findings
-
-
-def _mend_padding(volume: Volume) -> tuple[Volume, list[Finding]]:
-    """Air where the surroundings of the scan were filled with 0, which is water, by whoever resampled, cut out or masked it."""
-    if not _is_padded_with_zero(volume.array):
-        return volume, []
-    from scipy import ndimage
-
-    array = volume.array
-    parts, _ = ndimage.label(array == 0)
-    outside = np.unique(np.concatenate([face.ravel() for face in _faces(parts)]))
-    padding = np.isin(parts, outside[outside > 0])
-    text = f"Around the scan {np.count_nonzero(padding) / array.size:.0%} of the voxels are exactly 0, which is water: they were taken for padding and replaced by air ({AIR_HU} HU)."
-    air = np.asarray(AIR_HU, array.dtype if array.dtype.kind in "if" and array.dtype.itemsize > 1 else np.int16)
-    return volume.like(np.where(padding, air, array)), [_warning("values", text, "Fill what lies outside of the scan with -1024 when it is resampled or masked.")]
-
-
-def _is_padded_with_zero(array: np.ndarray) -> bool:
-    """Whether 0 is far commoner than its neighbours and fills the corners or a whole face."""
-    corners = array[:: array.shape[0] - 1, :: array.shape[1] - 1, :: array.shape[2] - 1]
-    if corners.any() and all(face.any() for face in _faces(array)):
-        return False
-    sample = sampled(array)
-    share = _share(sample, 0, 0)
-    return sample.min() < 0 and share > _PADDED and _share(sample, -5, 5) - share < share / 5
-
-
-def _faces(array: np.ndarray) -> list[np.ndarray]:
-    return [array.take(end, axis) for axis in range(3) for end in (0, -1)]
 
 
 def _count(number: int, thing: str) -> str:
@@ -232,19 +201,22 @@ def _offset_tip() -> str:
     )
 
 
-def sampled(array: np.ndarray) -> np.ndarray:
-    """Up to about a million voxels on a coarser grid, flat."""
-    step = max(1, int(np.ceil((array.size / _SAMPLE) ** (1 / 3))))
-    steps = tuple(slice(None, None, step if length > 2 * step else 1) for length in array.shape)
-    return array[steps].ravel(order="K").astype(np.float32)
-
-
 def _share(sample: np.ndarray, low: float, high: float) -> float:
     """The share of values in [low, high]."""
     return float(np.count_nonzero((sample >= low) & (sample <= high)) / sample.size)
 
 
 # ---- grid -------------------------------------------------------------------------------------------------------------
+
+
+def _judge_padding(array: np.ndarray) -> list[Finding]:
+    """A word about zeros around the scan (see `clseg.spatial.padding`)."""
+    padding = zeros_around(array)
+    if padding is None:
+        return []
+    share = np.count_nonzero(padding) / array.size
+    text = f"Around the scan {share:.0%} of the voxels are exactly 0, which is water: they are taken for padding, and for air ({AIR_HU} HU)."
+    return [_warning("values", text, f"Fill what lies outside of the scan with {AIR_HU} when it is resampled or masked.")]
 
 
 def _judge_ends(volume: Volume) -> list[Finding]:

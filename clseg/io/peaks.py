@@ -8,8 +8,8 @@ from importlib.resources import files
 
 import numpy as np
 
-from clseg.io.check import sampled
 from clseg.io.finding import WARNING, Finding
+from clseg.spatial.padding import sampled
 
 _BIN_HU = 5
 _NEAR_HU = 17.5  # seven bins around a peak

@@ -82,10 +82,9 @@ def supporter(name: str, checkpoint: Checkpoint) -> specs.Supporter:
 
 
 def save(path: Path, checkpoint: Checkpoint) -> None:
-    """Write `checkpoint` whole or not at all; see `stored`.  WeightsError when some weights are no numbers."""
+    """Write `checkpoint` whole or not at all; see `stored`."""
     from clseg.io.files import writing
 
-    _refuse_no_numbers(checkpoint.tensors, "The weights")
     data = stored(checkpoint)
     with writing(Path(path)) as file:
         file.write(data)
@@ -148,10 +147,7 @@ def read_header(path: Path) -> dict[str, Any]:
 
 
 def load(path: Path) -> Checkpoint:
-    """Read a weights file; tensors are dense, in the precision in which they were stored.
-
-    WeightsError when it is not one of ours, and when it holds weights that are no numbers.
-    """
+    """Read a weights file; tensors are dense, in the precision in which they were stored."""
     from safetensors.torch import load_file
 
     from clseg.network.sparse import unpack
@@ -167,7 +163,6 @@ def load(path: Path) -> Checkpoint:
             tensors = unpack(tensors, header["sparse"])
         except WeightsError as error:
             raise WeightsError(f"The weights file {path} is not usable: {error.message}", tip=error.tip) from error
-    _refuse_no_numbers(tensors, f"The weights in {path}")
     spec = parse(header["spec"])
     label_slices = _label_slices(header.get("label_slices"), getattr(spec, "labels", ()), path)
     sideways = _sideways(header.get("sideways"), path)
@@ -219,8 +214,8 @@ def _is_range(stored: Any) -> bool:
     return isinstance(stored, list) and len(stored) == 2 and all(type(bound) in (int, float) for bound in numbers or ())
 
 
-def _refuse_no_numbers(tensors: TensorDict, what: str) -> None:
-    """A network with one NaN in it finds nothing anywhere, and nobody would know why."""
+def refuse_no_numbers(tensors: TensorDict, what: str) -> None:
+    """WeightsError for NaN and infinity: a network with one of them finds nothing anywhere, and nobody would know why."""
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise WeightsError(f"{what} hold no numbers (NaN or infinity) in '{name}'.", tip="Train, import or fetch them again.")
@@ -229,10 +224,11 @@ def _refuse_no_numbers(tensors: TensorDict, what: str) -> None:
 def _filled(build: Callable[[], Any], tensors: TensorDict) -> Any:
     """What `build` makes, with copies of `tensors` in it; a missing, surplus or misshapen tensor is an error.
 
-    It is built without numbers: to draw random ones for a large network takes longer than to read it.
+    So are weights that are no numbers.  It is built without numbers: to draw random ones for a large network takes longer than to read it.
     """
     import torch
 
+    refuse_no_numbers(tensors, "The weights")
     with torch.device("meta"):
         module = build()
     try:

@@ -113,9 +113,9 @@ def update(recipe: UpdateRecipe, run: Path, *, resume: bool = False, reports: Re
             rows += compared(kind, was, now)
             scores[kind] = now
         write_csv(run / "update.csv", HEADER, rows)
-        for kind, name, _, was, now, change in rows:
+        for kind, structure, _, was, now, change in rows:
             if change <= -MUCH:
-                reports.note(f"warning: {name} loses Dice on the {kind} cases, {was:.3f} → {now:.3f}, whatever the others gain")
+                reports.note(f"warning: {structure} loses Dice on the {kind} cases, {was:.3f} → {now:.3f}, whatever the others gain")
         refuse_loss(rows, recipe.allowed_loss)
         file = run / "weights" / f"{name}.safetensors"
         if not (resume and file.is_file()):

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from clseg.errors import WeightsError
+from clseg.network.checkpoint import refuse_no_numbers
 from clseg.network.spec import DecoderSpec, EncoderSpec
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ _RULES = {  # theirs → part and ours
 
 
 def renamed(weights: Mapping[str, torch.Tensor]) -> tuple[TensorDict, TensorDict]:
-    """The encoder's and the decoder's tensors, float32; WeightsError for a tensor that no rule knows."""
+    """The encoder's and the decoder's tensors, float32; WeightsError for a tensor that no rule knows, and for weights that are no numbers."""
     parts: dict[str, TensorDict] = {"encoder": {}, "decoder": {}}
     for name, tensor in weights.items():
         theirs = _unwrapped(str(name))
@@ -38,6 +39,7 @@ def renamed(weights: Mapping[str, torch.Tensor]) -> tuple[TensorDict, TensorDict
             continue
         part, ours = _ours(theirs)
         parts[part][ours] = tensor.detach().float().contiguous()
+        refuse_no_numbers({theirs: parts[part][ours]}, "The checkpoint's weights")
     return parts["encoder"], parts["decoder"]
 
 
