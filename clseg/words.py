@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 SIDE_WORDS = {"left": "left", "l": "left", "lt": "left", "right": "right", "r": "right", "rt": "right"}
 OPPOSITE = {"left": "right", "right": "left"}
 _EXCHANGED = {**OPPOSITE, "l": "r", "r": "l", "lt": "rt", "rt": "lt"}
+_SIDE = re.compile(r"(?<![A-Za-z])(?:left|right)(?![A-Za-z])|(?<=[\s_-])(?:lt?|rt?)$", re.IGNORECASE)
 PLURALS = (("ies", "y"), ("ae", "a"), ("i", "us"), ("a", "um"), ("s", ""), ("es", ""))
 
 
@@ -48,8 +49,7 @@ def side_of(name: str) -> str:
 
 def other_side(name: str) -> str:
     """`kidney_left` → `kidney_right`, `Gland_L` → `Gland_R`, and the other way round."""
-    words = r"left|right" if re.search(r"(?<![A-Za-z])(left|right)(?![A-Za-z])", name, re.IGNORECASE) else r"(?<=[\s_-])(?:lt?|rt?)(?=$)"
-    return re.sub(rf"(?<![A-Za-z])({words})(?![A-Za-z])", lambda side: _spelled_like(side[0], _EXCHANGED[side[0].lower()]), name, flags=re.IGNORECASE)
+    return _SIDE.sub(lambda side: _spelled_like(side[0], _EXCHANGED[side[0].lower()]), name)
 
 
 def _spelled_like(old: str, new: str) -> str:

@@ -2,7 +2,7 @@
 #   make -f recipes/starter.mk                 (in a checkout that is installed with `pip install -e .`)
 # Stopped, it goes on where it was.  Runs lie in runs/; weights and manifest of the package are exchanged on the way, and
 # belong into one commit when the last step has scored them.  starter.toml wants a GPU (eight minutes; eleven hours on two
-# cores), the rest takes about four hours of two cores.  Pseudo-labels are those of the weights that are there at the start.
+# cores), the rest, as reckoned, four hours of two cores.  Pseudo-labels are those of the weights that are there at the start.
 
 clseg ?= clseg
 

@@ -40,11 +40,15 @@ def test_every_step_is_a_command(steps: list[list[str]]) -> None:
 
 
 def test_recipes_are_of_the_kind_that_their_command_wants(steps: list[list[str]]) -> None:
-    """And `clseg update` names the decoder that the step is about."""
+    """And those of `clseg update` name decoders of the starter."""
+    names = {decoder.name for decoder in read_recipe(ROOT / "recipes" / "starter.toml").decoder}
+    updated = []
     for words in steps:
         if words[0] in KINDS:
             (file,) = (word for word in words if word.endswith(".toml"))
-            read_recipe(ROOT / file, KINDS[words[0]])
+            recipe = read_recipe(ROOT / file, KINDS[words[0]])
+            updated += [recipe.decoder] if words[0] == "update" else []
+    assert set(updated) == {"neuraxis", "mandible_parotids"} <= names
 
 
 def test_every_decoder_is_trained_pruned_and_taken_over(steps: list[list[str]]) -> None:

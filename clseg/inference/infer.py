@@ -168,8 +168,9 @@ def house(scan: Volume, parts: Parts, task: Task) -> tuple[Layers, set[str]]:
         del hu
         give_back()
     with stopwatch.lap("clean"), report.stage("Cleaning"):
+        beyond = beyond_filled(oriented.array, placement)
         for layer in canvas.layers.values():
-            for part in beyond_filled(oriented.array, placement):
+            for part in beyond:
                 layer.labels[:, :, part] = 0
             clean(layer, task.wanted, math.prod(placement.spacing))
     restored: Layers = {}

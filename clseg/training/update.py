@@ -113,9 +113,7 @@ def update(recipe: UpdateRecipe, run: Path, *, resume: bool = False, reports: Re
             rows += compared(kind, was, now)
             scores[kind] = now
         write_csv(run / "update.csv", HEADER, rows)
-        for kind, structure, _, was, now, change in rows:
-            if change <= -MUCH:
-                reports.note(f"warning: {structure} loses Dice on the {kind} cases, {was:.3f} → {now:.3f}, whatever the others gain")
+        tell_losses(rows, reports)
         refuse_loss(rows, recipe.allowed_loss)
         file = run / "weights" / f"{name}.safetensors"
         if not (resume and file.is_file()):
@@ -216,6 +214,13 @@ def compared(kind: str, before: DiceByLabel, after: DiceByLabel) -> list[Row]:
     """Mean Dice per structure before and after, as rows under HEADER."""
     was, now = means(before), means(after)
     return [[kind, name, len(before[name]), round(was[name], 4), round(now[name], 4), round(now[name] - was[name], 4)] for name in was]
+
+
+def tell_losses(rows: list[Row], reports: Reports) -> None:
+    """A warning for every structure that loses MUCH or more, which a mean over structures may hide."""
+    for kind, structure, _, was, now, change in rows:
+        if change <= -MUCH:
+            reports.note(f"warning: {structure} loses Dice on the {kind} cases, {was:.3f} → {now:.3f}, whatever the others gain")
 
 
 def refuse_loss(rows: list[Row], allowed: float) -> None:
