@@ -51,7 +51,7 @@ def test_a_table_that_would_lose_a_name_is_refused(tmp_path, name, text, sentenc
 
 
 def test_names_and_ids_may_stand_either_way_round(tmp_path):
-    """{name: id}, {id: name}, and a pair that is said twice."""
-    for text in ('{"liver": 5, "spleen": 2}', '{"5": "liver", "2": "spleen"}', '{"liver": 5, "5": "liver", "spleen": 2}'):
+    """{name: id}, {id: name}, whole numbers with a point, and a pair that is said twice."""
+    for text in ('{"liver": 5.0, "spleen": 2.0}', '{"liver": 5, "spleen": 2}', '{"5": "liver", "2": "spleen"}', '{"liver": 5, "5": "liver", "spleen": 2}'):
         (tmp_path / "x.json").write_text(text)
         assert read_label_table(tmp_path / "x.json") == {2: "spleen", 5: "liver"}

@@ -96,6 +96,7 @@ def _from_json(sidecar: Path) -> dict[int, str]:
 def _pair(key: str, value: object) -> tuple[int, str]:
     """The id and the name of an entry, whichever is the key; ValueError when none is an id."""
     id, name = (key, value) if isinstance(value, str) else (value, key)
+    id = int(id) if isinstance(id, float) and id.is_integer() else id  # as tables of numbers write it
     if isinstance(id, (list, dict, bool)) or not _is_id(str(id)):
         raise ValueError(f"'{key}' stands beside {json.dumps(value)}")
     return int(str(id)), str(name)
