@@ -100,6 +100,27 @@ def renamed(workplace: Path):
     return tuple(replace(one, masks={"heart": "body.nii.gz"}) for one in learn_recipe(workplace, BODY).dataset if one.masks)
 
 
+def test_experimental_structures_are_listed_apart(workplace: Path) -> None:
+    """Of one decoder the model offers one structure and `_experimental` another, with encoder and the same file; nobody is given the second unasked."""
+    alone = SOLID.replace('supporters = ["lungs"]', 'experimental = ["skeleton"]')
+    learned = learn(quick(workplace, alone, BODY + 'experimental = ["body"]'), run(workplace))
+    listing = manifest()
+    assert set(listing.labels_of("tiny")) == {"lung_left", "lung_right", "liver"}
+    assert listing.labels_of("tiny_experimental") == {"skeleton": ("tiny-solid_experimental",), "body": ("tiny-body_experimental",)}
+    assert {asset.sha256 for asset in listing.assets if "-solid" in asset.name} == {sha256_of(learned.files["solid"])}
+    assert set(segment(workplace / "probe.nii.gz", model="tiny_experimental", device="cpu", offline=True).names) == {"skeleton", "body"}
+    with pytest.raises(RecipeError, match="has a decoder 'solid' already"):
+        learn(quick(workplace, alone), run(workplace, "again"))
+    with pytest.raises(RecipeError, match="'skeleton' of decoder 'bones' is painted by 'tiny-solid_experimental' already"):
+        learn(quick(workplace, alone.replace('"liver", ', "").replace('"solid"', '"bones"')), run(workplace, "again"))
+
+
+def test_unlisted_structures_are_nobodys(workplace: Path) -> None:
+    learn(quick(workplace, SOLID.replace('supporters = ["lungs"]', 'unlisted = ["skeleton"]')), run(workplace))
+    assert set(manifest().labels_of("tiny")) == {"lung_left", "lung_right", "liver"}
+    assert [model.name for model in manifest().models if model.name.startswith("tiny")] == ["tiny"]
+
+
 def test_growing_another_model_proves_that_one(workplace: Path) -> None:
     """The proof is about the model that grows, not about the one whose encoder is borrowed."""
     learn(quick(workplace, BODY, into="mine"), run(workplace, "one"))
@@ -142,6 +163,8 @@ REFUSED = {
     "a structure twice": (BODY + SOLID.replace('"skeleton"', '"body"'), "painted by two decoders of the recipe, 'body' and 'solid'"),
     "a missing supporter": (SOLID.replace('["lungs"]', '["lung"]'), "'lung', which neither the recipe nor the model has"),
     "a circle": (SOLID.replace('["lungs"]', '["body"]') + BODY + 'supporters = ["solid"]', "Supporters form a circle"),
+    "nothing that is listed": (BODY + 'unlisted = ["body"]', "'body' has unlisted structures alone"),
+    "a supporter that is not listed": (SOLID.replace('["lungs"]', '["body"]') + BODY + 'experimental = ["body"]', "'body', none of whose structures is listed"),
     "another depth": (BODY.replace("widths = [8]", "widths = [8, 8]").replace("kernels = [1]", "kernels = [1, 1]").replace("convs = [1]", "convs = [1, 1]"), "has 2 stages, the encoder of 'tiny' has levels for 1"),
 }  # fmt: skip
 

@@ -113,4 +113,4 @@ def test_the_command(package: Path, finished: Path) -> None:
     assert listed(package, "tiny-lungs").sources == ("tiny/tiny-lungs.safetensors",)
     refused = clseg("export", finished)
     assert refused.returncode == 2
-    assert "in which manifest?" in refused.stderr
+    assert "in which manifest are they to be listed?" in refused.stderr

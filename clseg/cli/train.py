@@ -36,25 +36,27 @@ def train(
 
 
 def export(
-    run: Annotated[Path, typer.Argument(help="Folder of a run of `clseg train`, finished or not; or of `clseg update` or `clseg prune`, finished.")],
+    run: Annotated[Path, typer.Argument(help="Folder of a run of `clseg train`, finished or not; or of `clseg learn`, `clseg update` or `clseg prune`, finished.")],
     folder: Annotated[Path | None, typer.Option("--into", help="Folder for the weights. Default: <run>/weights.", show_default=False)] = None,
     manifest: Annotated[Path | None, typer.Option("--manifest", help="List the weights in this manifest.", show_default=False)] = None,
     sources: Annotated[str, typer.Option("--sources", help="What stands before a file name in the manifest's sources, e.g. package:data/starter/. Default: where the files are.", show_default=False)] = "",
 ) -> None:
     """Write the weights of a run as files that inference loads, and list them in a manifest.
 
-    A decoder that was trained on or pruned takes the place of the one it was made from.
+    Decoders that were learned join their model; one that was trained on or pruned takes the place of the one it was made from.
     """
     terminal = Terminal()
     with exit_codes(terminal):
+        from clseg.training.enlist import enlist, is_of_learned
         from clseg.training.export import export_run, list_in_manifest
         from clseg.training.relist import is_of_one_decoder, relist
 
         into = folder or run / "weights"
-        if is_of_one_decoder(run):
+        listed = relist if is_of_one_decoder(run) else enlist if is_of_learned(run) else None
+        if listed:
             if manifest is None:
-                raise UsageError(f"{run} holds a decoder that takes the place of another: in which manifest?", tip="Name it with --manifest.")
-            files = relist(run, into, manifest, sources=sources or _beside(manifest, into))
+                raise UsageError(f"{run} holds decoders of a model: in which manifest are they to be listed?", tip="Name it with --manifest.")
+            files = listed(run, into, manifest, sources=sources or _beside(manifest, into))
         else:
             recipe, files = export_run(run, into)
             if manifest is not None:

@@ -72,10 +72,12 @@ def learn(plan: LearnRecipe) -> None:
     for decoder in plan.decoder:
         if len(plan.ladder.multiple) not in (1, len(decoder.widths)):
             raise RecipeError(f"ladder.multiple is one number or one per stage of decoder '{decoder.name}', given {list(plan.ladder.multiple)}.")
-        if decoder.listed != decoder.labels:
-            told = f"Decoder '{decoder.name}' has experimental or unlisted structures, which `clseg train` alone knows."
-            raise RecipeError(told, tip="List it in a model of its own with `into`.")
-    names = {decoder.name for decoder in plan.decoder}
+    names = {decoder.name: decoder for decoder in plan.decoder}
+    for decoder in plan.decoder:
+        if not (decoder.listed or decoder.experimental):
+            raise RecipeError(f"Decoder '{decoder.name}' has unlisted structures alone: nobody could ask for it.")
+        if silent := [one for one in decoder.supporters if one in names and not names[one].listed]:
+            raise RecipeError(f"Decoder '{decoder.name}' wants the supporter '{silent[0]}', none of whose structures is listed in the model.")
     graph = {d.name: [s for s in d.supporters if s in names] for d in plan.decoder}
     try:
         TopologicalSorter(graph).prepare()

@@ -59,8 +59,8 @@ class DecoderRecipe:
     )
     supporters: tuple[str, ...] = knob("decoders whose logits help this one (feature-level supporting): of this recipe or of the model", ())
     pathological: bool = knob("trained on cases with tumours: speaks for its organs where a tumour is found", False)
-    experimental: tuple[str, ...] = knob("`clseg train` alone: structures that are listed under <recipe name>_experimental, so that nobody gets them by default", ())
-    unlisted: tuple[str, ...] = knob("`clseg train` alone: structures that it learns, so that it tells them from others, but that no model lists", ())
+    experimental: tuple[str, ...] = knob("structures that are listed under <model>_experimental, so that nobody gets them by default", ())
+    unlisted: tuple[str, ...] = knob("structures that it learns, so that it tells them from others, but that no model lists", ())
 
     @property
     def listed(self) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from clseg.network.checkpoint import Checkpoint, fingerprint, load
 from clseg.network.spec import EncoderSpec
 from clseg.recipe import DecoderRecipe, GridRecipe, IntensityRecipe, Recipe
 from clseg.recipe.commands import Common
+from clseg.training.entries import EXPERIMENTAL
 from clseg.weights.cache import fetch, manifest
 
 
@@ -60,11 +61,15 @@ class Base:
         """Whether there is a model of this name that segments anything."""
         return any(one.name == model for one in self.listing.models) and bool(self.listing.labels_of(model))
 
-    def refuse_taken(self, target: str, decoder: str, labels: Iterable[str]) -> None:
-        """RecipeError when the model `target` cannot take a new decoder of this name that paints these structures."""
-        name = f"{target}-{decoder}"
-        if any(asset.name == name for asset in self.listing.assets if name not in self.mine):
+    def refuse_taken(self, target: str, decoder: str, labels: Iterable[str], experimental: Iterable[str] = ()) -> None:
+        """RecipeError when the model `target` cannot take a new decoder of this name that paints these structures, or some as an experiment."""
+        mine = f"{target}-{decoder}"
+        if any(asset.name in (mine, f"{mine}{EXPERIMENTAL}") for asset in self.listing.assets if asset.name not in self.mine):
             raise RecipeError(f"Model '{target}' has a decoder '{decoder}' already.", tip="Use another name, or `clseg update`.")
+        self._refuse_painted(target, decoder, labels)
+        self._refuse_painted(f"{target}{EXPERIMENTAL}", decoder, experimental)
+
+    def _refuse_painted(self, target: str, decoder: str, labels: Iterable[str]) -> None:
         if not self.holds(target):
             return
         painted = self.listing.labels_of(target)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 
 from clseg import recipe as recipes
 from clseg.errors import TrainingError, WeightsError
-from clseg.io.files import sha256_of, writing
+from clseg.io.files import writing
 from clseg.manifest import Asset, Manifest, Model
 from clseg.network.bodypart import load_bodypart
 from clseg.network.checkpoint import Checkpoint, fingerprint, save
@@ -20,6 +21,7 @@ from clseg.training.average import Average
 from clseg.training.begin import begin, card_before, started
 from clseg.training.card import origin
 from clseg.training.cases import find_cases
+from clseg.training.entries import EXPERIMENTAL, entry_of, experimental_of, in_order
 from clseg.training.network import decoder_spec, encoder_spec
 from clseg.training.ranges import DecoderRange, learned_ranges
 from clseg.training.state import read_average
@@ -33,8 +35,6 @@ def export_run(run: Path, folder: Path) -> tuple[Recipe, dict[str, Path]]:
     if not (facts.is_file() and state.is_file()):
         raise TrainingError(f"There is no saved run in {run}.", tip="A run saves its state every checkpoint_every iterations.")
     stored = json.loads(facts.read_text(encoding="utf-8"))
-    if "ladder" in stored["recipe"]:
-        raise TrainingError(f"{run} is a run of `clseg learn`, which has listed its decoders itself.", tip="`clseg weights publish` hands them on.")
     recipe = recipes.from_dict(stored["recipe"], Path(stored["folder"]))
     average = Average(begin(recipe), recipe.optim.average)
     average.tensors, done = read_average(state)
@@ -50,56 +50,42 @@ def list_in_manifest(path: Path, recipe: Recipe, files: dict[str, Path], *, sour
     """
     offered = {decoder.name: decoder.listed for decoder in recipe.decoder}
     tried = {decoder.name: decoder.experimental for decoder in recipe.decoder if decoder.experimental}
-    shared = [_asset(recipe, part, file, sources) for part, file in files.items() if part not in offered]
-    good = [_asset(recipe, part, files[part], sources, labels) for part, labels in offered.items() if labels]
-    poor = [_asset(recipe, part, files[part], sources, labels, "_experimental") for part, labels in tried.items()]
+    entry = partial(entry_of, recipe.name, recipe.licence, sources)
+    requires = (f"{recipe.name}-encoder",)
+    shared = [entry(part, file) for part, file in files.items() if part not in offered]
+    good = [entry(part, files[part], labels, requires) for part, labels in offered.items() if labels]
+    poor = [entry(part, files[part], labels, requires, EXPERIMENTAL) for part, labels in tried.items()]
     assets = [*shared, *good, *poor]
-    models = [_model(recipe, recipe.name, recipe.description, [*shared, *good])]
+    models = [in_order(Model(recipe.name, recipe.description, recipe.licence), [*shared, *good])]
     if poor:
-        text = f"Structures that '{recipe.name}' has learned, but not well enough to rely on: for those who want to look."
-        models.append(_model(recipe, f"{recipe.name}_experimental", text, [*shared, *poor]))
+        models.append(in_order(experimental_of(models[0]), [*shared, *poor]))
 
     old = Manifest.read(path) if path.is_file() else Manifest((), ())
-    mine = {recipe.name, f"{recipe.name}_experimental"}
+    mine = {recipe.name, f"{recipe.name}{EXPERIMENTAL}"}
     others = [model for model in old.models if model.name not in mine]
     kept = {a for model in others for a in model.assets}
     dropped = {a for model in old.models if model.name in mine for a in model.assets} - kept
     dropped |= {a.name for a in assets}
-    _refuse_to_forget(recipe, [a for a in old.assets if a.name in dropped - {asset.name for asset in assets}], path)
+    _refuse_to_forget(recipe, [a for a in old.assets if a.name in dropped - {asset.name for asset in assets}], path, kept=_same_encoder(old, assets))
     manifest = Manifest((*others, *models), (*(a for a in old.assets if a.name not in dropped), *assets))
     manifest.write(path)
     return manifest
 
 
-def _refuse_to_forget(recipe: Recipe, leaving: Iterable[Asset], path: Path) -> None:
-    """WeightsError when decoders would leave the model that this recipe's training did not make: they were learned since."""
-    learned = [asset.name for asset in leaving if asset.kind == "decoder" and not asset.file.startswith(f"{recipe.name}/")]
+def _same_encoder(old: Manifest, assets: Iterable[Asset]) -> bool:
+    """Whether the encoder among `assets` is listed already, so that decoders learned on it since go on fitting."""
+    known = {asset.sha256 for asset in old.assets}
+    return any(asset.kind == "encoder" and asset.sha256 in known for asset in assets)
+
+
+def _refuse_to_forget(recipe: Recipe, leaving: Iterable[Asset], path: Path, *, kept: bool) -> None:
+    """WeightsError when decoders would leave the model that were learned since: those in their user's folder, and all where the encoder is kept."""
+    learned = [asset.name for asset in leaving if asset.kind == "decoder" and (kept or not asset.file.startswith(f"{recipe.name}/"))]
     if learned:
         raise WeightsError(
             f"{path} lists decoders of '{recipe.name}' that were learned since ({', '.join(learned)}), which this export would drop.",
             tip="Export into another manifest, or take them out first: clseg weights remove.",
         )
-
-
-def _model(recipe: Recipe, name: str, description: str, assets: Iterable[Asset]) -> Model:
-    """The encoder first, then decoders, then what else there is."""
-    order = {"encoder": 0, "decoder": 1}
-    return Model(name, description, recipe.licence, tuple(asset.name for asset in sorted(assets, key=lambda asset: order.get(asset.kind, 2))))
-
-
-def _asset(recipe: Recipe, part: str, file: Path, sources: str, labels: tuple[str, ...] = (), ending: str = "") -> Asset:
-    """The entry of one file; a decoder's speaks of these `labels`, and others of the same file may speak of others."""
-    return Asset(
-        name=f"{recipe.name}-{part}{ending}",
-        kind="decoder" if labels else part,
-        file=f"{recipe.name}/{file.name}",
-        bytes=file.stat().st_size,
-        sha256=sha256_of(file),
-        licence=recipe.licence,
-        sources=(f"{sources}{file.name}",),
-        requires=(f"{recipe.name}-encoder",) if labels else (),
-        labels=labels,
-    )
 
 
 def export(recipe: Recipe, average: Average, folder: Path, *, done: int) -> dict[str, Path]:

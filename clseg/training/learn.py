@@ -88,7 +88,7 @@ def check_fit(recipe: LearnRecipe, base: Base) -> list[DecoderRecipe]:
     mine = {decoder.name: decoder for decoder in recipe.decoder}
     seen: dict[str, str] = {}
     for decoder in recipe.decoder:
-        base.refuse_taken(recipe.into or base.model, decoder.name, decoder.labels)
+        base.refuse_taken(recipe.into or base.model, decoder.name, decoder.listed, decoder.experimental)
         for label in decoder.labels:
             if label in seen:
                 raise RecipeError(f"Structure '{label}' is painted by two decoders of the recipe, '{seen[label]}' and '{decoder.name}'.")
@@ -136,7 +136,7 @@ def _finish(
         write_decoder(final, file, base, {**card, "pathological": decoder.pathological}, where)
     course.here.wait()
     requires = (base.encoder.name, *(one.name for one in named))
-    return Result(f"{recipe.into or recipe.model}-{name}", file, decoder.labels, requires, (), read_header(file)["card"])
+    return Result(f"{recipe.into or recipe.model}-{name}", file, decoder.listed, requires, (), read_header(file)["card"], decoder.experimental)
 
 
 def supporters_of(

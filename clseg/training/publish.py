@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from clseg.recipe.commands import Common
 from clseg.training.base import Base
 from clseg.training.card import origin
 from clseg.training.cases import find_cases
+from clseg.training.entries import EXPERIMENTAL, experimental_of
 from clseg.training.proof import Proof, Witness, compare, demand, probe_scan, witness
 from clseg.training.ranges import DecoderRange
 from clseg.training.score import DiceByLabel
@@ -28,7 +30,7 @@ from clseg.weights.own import added
 
 @dataclass(frozen=True)
 class Result:
-    """A finished decoder: its file, what it paints, the assets it requires and replaces, and its card."""
+    """A finished decoder: its file, what it offers, the assets it requires and replaces, its card, and what it paints as an experiment."""
 
     asset: str
     file: Path
@@ -36,6 +38,7 @@ class Result:
     requires: tuple[str, ...]
     replaces: tuple[str, ...]
     card: dict[str, Any]
+    experimental: tuple[str, ...] = ()
 
 
 def write_decoder(
@@ -99,18 +102,23 @@ def publish(
 ) -> Proof:
     """List the results in the user's manifest and prove that earlier ones are the same; otherwise take them back.
 
+    Experimental structures are listed in `<model>_experimental`, with the same files.
     Writes `proof.json` and a card per decoder into `weights/` and beside the user's weights.
     """
     known = {one.name: one for one in base.listing.models}
-    text = known[model].description if model in known else recipe.description
-    licence = known[model].licence if model in known else recipe.licence or "not stated"
-    assets = {_asset(result): result.file for result in results.values()}
+    whole = known.get(model) or Model(model, recipe.description, recipe.licence or "not stated")
+    offers = [(whole, _entries(results)), (experimental_of(whole), _experiments(results))]
     needed = [a for a in base.closure(base.listing.asset(n) for r in results.values() for n in r.requires if n not in _names(results))]
-    helpers = () if model in known else (base.encoder.name, *(a.name for a in base.listing.listed(base.model) if a.kind == "bodypart"))
-    needed += [base.listing.asset(name) for name in helpers]
+    helpers = (base.encoder.name, *(a.name for a in base.listing.listed(base.model) if a.kind == "bodypart"))
+    if any(assets and target.name not in known for target, assets in offers):
+        needed += [base.listing.asset(name) for name in helpers]
     files = base.files(needed)
 
-    with added(Model(model, text, licence, helpers), assets, {asset: files[asset.name] for asset in needed}):
+    with ExitStack() as listed:
+        for target, assets in offers:
+            if assets:
+                begun = replace(known.get(target.name, target), assets=() if target.name in known else helpers)
+                listed.enter_context(added(begun, assets, {asset: files[asset.name] for asset in needed}))
         after = witness(before.model, before.masks, probe_scan(recipe.probe, recipe.folder), before.weights)
         proof = compare(before, after)
         demand(proof)
@@ -125,15 +133,23 @@ def _names(results: Mapping[str, Result]) -> set[str]:
     return {result.asset for result in results.values()}
 
 
-def _asset(result: Result) -> Asset:
+def _entries(results: Mapping[str, Result]) -> dict[Asset, Path]:
+    return {_asset(one, one.asset, one.labels): one.file for one in results.values() if one.labels}
+
+
+def _experiments(results: Mapping[str, Result]) -> dict[Asset, Path]:
+    return {_asset(one, f"{one.asset}{EXPERIMENTAL}", one.experimental): one.file for one in results.values() if one.experimental}
+
+
+def _asset(result: Result, name: str, labels: tuple[str, ...]) -> Asset:
     return Asset(
-        name=result.asset,
+        name=name,
         kind="decoder",
         file=result.file.name,
         bytes=result.file.stat().st_size,
         sha256=sha256_of(result.file),
         licence=result.card["licence"] or "not stated",
         requires=result.requires,
-        labels=result.labels,
+        labels=labels,
         replaces=result.replaces,
     )

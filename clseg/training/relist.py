@@ -14,7 +14,7 @@ from clseg.manifest import Asset, Manifest
 
 def is_of_one_decoder(run: Path) -> bool:
     """Whether the run in this folder is one of `clseg update` or `clseg prune`, by the recipe it has noted."""
-    recipe = _noted(run).get("recipe")
+    recipe = noted(run).get("recipe")
     return recipe is not None and not isinstance(recipe.get("decoder"), list)
 
 
@@ -30,12 +30,8 @@ def relist(run: Path, folder: Path, manifest: Path, *, sources: str) -> dict[str
     if len(made) != 1 or not (run / "proof.json").is_file():
         raise TrainingError(f"The run in {run} has no finished decoder.", tip="Go on with the same command and --resume.")
     name, listing = made[0].stem, Manifest.read(manifest)
-    before = _before(listing, name, set(_noted(run)["weights"].values()), manifest)
-    file = folder / made[0].name
-    if file.resolve() != made[0].resolve():
-        folder.mkdir(parents=True, exist_ok=True)
-        with writing(file) as copy:
-            copy.write(made[0].read_bytes())
+    before = _before(listing, name, set(noted(run)["weights"].values()), manifest)
+    file = copied(made[0], folder)
     facts = {"bytes": file.stat().st_size, "sha256": sha256_of(file), "sources": (f"{sources}{file.name}",)}
     Manifest(listing.models, tuple(replace(asset, **facts) if asset in before else asset for asset in listing.assets)).write(manifest)
     return {name: file}
@@ -52,6 +48,17 @@ def _before(listing: Manifest, name: str, began_with: set[str], manifest: Path) 
     return found
 
 
-def _noted(run: Path) -> dict[str, Any]:
+def copied(file: Path, folder: Path) -> Path:
+    """The file in `folder`, whole or not at all."""
+    copy = folder / file.name
+    if copy.resolve() != file.resolve():
+        folder.mkdir(parents=True, exist_ok=True)
+        with writing(copy) as target:
+            target.write(file.read_bytes())
+    return copy
+
+
+def noted(run: Path) -> dict[str, Any]:
+    """What a run has noted of itself; nothing where there is none."""
     file = run / "recipe.json"
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}

@@ -1,0 +1,104 @@
+"""Facts about exporting what was learned: decoders join their model in any manifest that lists the encoder they stand on, experimental structures apart."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from clseg.errors import TrainingError, WeightsError
+from clseg.io.files import sha256_of
+from clseg.manifest import Manifest
+from clseg.pipeline import segment
+from clseg.training.enlist import enlist, is_of_learned
+from clseg.training.learn import learn
+from clseg.weights.cache import manifest
+from tests.small_dataset import BODY, SOLID
+from tests.test_cli_train import clseg
+from tests.test_learn import quick, run
+
+pytestmark = pytest.mark.usefixtures("without_plots")
+
+SOURCES = "package:weights/"
+
+
+@pytest.fixture
+def package(workplace: Path, own_home: Path) -> Path:
+    """The manifest of the model "tiny" as somebody hands it on, without what is learned here since."""
+    copy = own_home / "package.json"
+    Manifest.read(own_home / "weights_manifest.json").write(copy)
+    return copy
+
+
+@pytest.fixture
+def finished(package: Path, workplace: Path) -> Path:
+    """A run that has learned a decoder of two structures, one experimental, supported by one of the model and one of its own."""
+    solid = SOLID.replace('["lungs"]', '["lungs", "body"]\nexperimental = ["skeleton"]')
+    learn(quick(workplace, solid + BODY), run(workplace))
+    return run(workplace)
+
+
+def test_decoders_join_their_model(package: Path, finished: Path) -> None:
+    """Entries name file, sha256, source, encoder and supporters as this manifest calls them; what it listed stays."""
+    before = Manifest.read(package)
+    files = enlist(finished, package.parent / "tiny", package, sources=SOURCES)
+    after = Manifest.read(package)
+    assert {name: file.read_bytes() for name, file in files.items()} == {name: (finished / "weights" / f"{name}.safetensors").read_bytes() for name in ("body", "solid")}
+    solid, experiment = after.asset("tiny-solid"), after.asset("tiny-solid_experimental")
+    assert (solid.labels, experiment.labels) == (("liver",), ("skeleton",))
+    assert solid.requires == experiment.requires == ("tiny-encoder", "tiny-lungs", "tiny-body")
+    assert solid.sha256 == experiment.sha256 == sha256_of(files["solid"])
+    assert (solid.file, solid.sources) == ("tiny/solid.safetensors", (f"{SOURCES}solid.safetensors",))
+    assert [asset for asset in after.assets if asset in before.assets] == list(before.assets)
+    assert set(after.labels_of("tiny")) == {*before.labels_of("tiny"), "body", "liver"}
+    assert set(after.labels_of("tiny_experimental")) == {"skeleton"}
+    assert "tiny-encoder" in after.model("tiny_experimental").assets
+
+
+def test_a_second_time_changes_nothing(package: Path, finished: Path) -> None:
+    """The same run again: the same list, byte for byte."""
+    enlist(finished, package.parent / "tiny", package, sources=SOURCES)
+    once = package.read_bytes()
+    enlist(finished, package.parent / "tiny", package, sources=SOURCES)
+    assert package.read_bytes() == once
+
+
+def test_it_segments(package: Path, finished: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the manifest says is enough to segment with, elsewhere."""
+    enlist(finished, package.parent / "tiny", package, sources="tiny/")
+    package.replace(package.with_name("weights_manifest.json"))
+    assert manifest().asset("tiny-body").folder == package.parent
+    found = segment(workplace / "probe.nii.gz", ("liver", "body"), model="tiny", device="cpu", offline=True)
+    assert set(found.names) == {"liver", "body"}
+
+
+@pytest.mark.parametrize("what", ["tiny-encoder", "tiny-lungs"])
+def test_other_weights_than_those_it_stands_on_are_refused(package: Path, finished: Path, what: str) -> None:
+    """Another encoder or supporter under the same name: nothing is copied or listed."""
+    listing = json.loads(package.read_text())
+    listing["assets"][what]["sha256"] = "0" * 64
+    package.write_text(json.dumps(listing))
+    with pytest.raises(WeightsError, match=f"does not list '{what}' in 'tiny' with the contents"):
+        enlist(finished, package.parent / "there", package, sources=SOURCES)
+    assert json.loads(package.read_text()) == listing
+    assert not (package.parent / "there").exists()
+
+
+@pytest.mark.parametrize("lost", ["proof.json", "weights/body.safetensors"])
+def test_an_unfinished_run_is_refused(package: Path, finished: Path, lost: str) -> None:
+    (finished / lost).unlink()
+    with pytest.raises(TrainingError, match="decoders that are not finished"):
+        enlist(finished, package.parent / "tiny", package, sources=SOURCES)
+
+
+def test_the_command(package: Path, finished: Path) -> None:
+    """`clseg export RUN` says what came where; without a manifest exit code 2."""
+    assert is_of_learned(finished)
+    done = clseg("export", finished, "--into", package.parent / "tiny", "--manifest", package)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "".join(f"{name}\t{package.parent / 'tiny' / name}.safetensors\n" for name in ("solid", "body"))
+    assert Manifest.read(package).asset("tiny-body").sources == ("tiny/body.safetensors",)
+    refused = clseg("export", finished)
+    assert refused.returncode == 2
+    assert "in which manifest are they to be listed?" in refused.stderr
