@@ -1,8 +1,9 @@
 # From the data in ../shared/data to the weights of the package: every step in its order, each once.
 #   make -f recipes/starter.mk                 (in a checkout that is installed with `pip install -e .`)
 # Stopped, it goes on where it was.  Runs lie in runs/; weights and manifest of the package are exchanged on the way, and
-# belong into one commit when the last step has scored them.  starter.toml wants a GPU (eight minutes; eleven hours on two
-# cores), the rest, as reckoned, four hours of two cores.  Pseudo-labels are those of the weights that are there at the start.
+# belong into one commit when the last step has scored them.  starter.toml and learn_torso.toml want a GPU (eight and five
+# minutes; eleven and six hours on two cores), the rest, as reckoned, five hours of two cores.  Pseudo-labels are those of the
+# weights that are there at the start.
 
 clseg ?= clseg
 
@@ -25,17 +26,21 @@ runs/starter/shipped: runs/bodypart/weights/bodypart.safetensors runs/pseudo/sum
 	$(clseg) train recipes/starter.toml --run runs/starter $(call on,starter)
 	$(call ship,starter)
 
-# One step of one decoder: its name, the command without recipe and run, the recipe, the step before.
+# One step of new decoders, or of one that is there: its name, the command without recipe and run, the recipe, the step before.
 # What it lists for its user stays in a folder of its own: the next one finds the package's weights and nothing else.
 define step
 runs/$(1)/shipped: runs/$(4)/shipped
 	CLSEG_HOME=runs/$(1)/home $$(clseg) $(2) recipes/$(3).toml --run runs/$(1) $$(call on,$(1))
 	$$(call ship,$(1))
 endef
+learn = $(eval $(call step,$(1),learn,$(1),$(2)))
 update = $(eval $(call step,$(1),update,$(1),$(2)))
 prune = $(eval $(call step,prune_$(1),prune starter $(1) --recipe,$(2),$(3)))
 
-$(call update,refine_mandible_parotids,starter)
+$(call learn,learn_torso,starter)
+$(call update,finish_ribs,learn_torso)
+$(call update,finish_abdominal_details,finish_ribs)
+$(call update,refine_mandible_parotids,finish_abdominal_details)
 $(call update,refine_neuraxis,refine_mandible_parotids)
 $(call prune,neuraxis,prune_neck,refine_neuraxis)
 $(call update,refine_cord,prune_neuraxis)
