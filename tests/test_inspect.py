@@ -231,6 +231,44 @@ def test_a_scan_in_train_and_val(recipe: Recipe, again: str) -> None:
     assert only_error(recipe) == ("c", "The same scan is in the split 'val' here and in 'train' as 'a' of dataset 'mapped'.")
 
 
+@pytest.mark.parametrize("stored", ["uncompressed", "as float32", "with axes turned", "of another place"])
+def test_a_scan_that_was_stored_anew_is_the_same_scan(recipe: Recipe, stored: str) -> None:
+    """Other compression, another type, other axes or another header, and so other bytes: the voxels say the same."""
+    root, ct = recipe.folder / "dataset", scan("a")[0]
+    affine = ct.affine.copy()
+    array = ct.array
+    if stored == "as float32":
+        array = array.astype(np.float32)
+    elif stored == "with axes turned":
+        array, affine = array[::-1].copy(), affine @ np.diag([-1.0, 1, 1, 1])
+        affine[:3, 3] = (ct.affine @ [ct.shape[0] - 1, 0, 0, 1])[:3]
+    elif stored == "of another place":
+        affine[2, 3] += 100
+    file = root / "c" / ("ct.nii" if stored == "uncompressed" else "ct.nii.gz")
+    nib.save(nib.Nifti1Image(array, affine), file)
+    file.rename(root / "c" / "ct.nii.gz")
+    masks = np.zeros(ct.shape, np.uint8)
+    nib.save(nib.Nifti1Image(masks, affine), root / "c" / "body.nii.gz")
+    assert (root / "c" / "ct.nii.gz").read_bytes() != (root / "a" / "ct.nii.gz").read_bytes()
+    assert only_error(recipe) == ("c", "The same scan is in the split 'val' here and in 'train' as 'a' of dataset 'mapped'.")
+
+
+def test_label_maps_without_a_ct_are_told_apart_by_every_voxel(recipe: Recipe, a: Path) -> None:
+    """Two patients' label maps that differ in one voxel are two; the same ids in another type are one."""
+    root, like = recipe.folder / "dataset", scan("a")[0]
+    for folder in (a, root / "b"):
+        (folder / "ct.nii.gz").unlink()
+    (root / "index.csv").write_text("case,split\na,train\nb,val\n")
+    shutil.copy(a / "labels.json", root / "b" / "labels.json")
+    plan = replace(recipe, dataset=(replace(recipe.dataset[0], synthetic=True, cases=("*",)),), decoder=recipe.decoder[:1])
+    other = labels(a)
+    other[1, 1, 1] = LABEL_IDS["liver"]
+    write_nifti(root / "b" / "labels.nii.gz", other, like)
+    assert inspect_cases(plan).errors == ()
+    write_nifti(root / "b" / "labels.nii.gz", labels(a).astype(np.int16), like)
+    assert only_error(plan)[1].startswith("The same scan is in the split 'val' here and in 'train' as 'a'")
+
+
 def test_a_scan_in_two_datasets_of_one_split(recipe: Recipe) -> None:
     """Two datasets may label one scan; it is mentioned, once per pair of datasets."""
     wide = with_dataset(recipe, 1, cases=("*",))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
@@ -16,7 +17,7 @@ from clseg.training.sides import Place, swapped, unusual
 from clseg.volume import Volume
 
 TISSUE_HU = -300  # warmer is body, not air or lung
-STEP = 4  # every fourth voxel is enough to find the middle of the body
+STEP = 4  # every fourth voxel is enough to find the middle of the body, and to know a CT again
 
 
 @dataclass
@@ -26,6 +27,7 @@ class Contents:
     `annotated`: structures about which the case says something, present or absent.
     `places`: those of them that were read and have voxels.  `empty`: structures that
     are named without a voxel.  `names`: structure → the dataset's own names.
+    `likeness`: the same for the same scan, however it is stored; empty where it was not read.
     """
 
     case: Case
@@ -33,6 +35,7 @@ class Contents:
     annotated: set[str] = field(default_factory=set)
     places: dict[str, Place] = field(default_factory=dict)
     empty: set[str] = field(default_factory=set)
+    likeness: str = ""
     errors: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
@@ -47,6 +50,7 @@ def contents(case: Case, wanted: Collection[str] = ()) -> Contents:
     try:
         found.names = named(case, wanted)
         grid = read_grid(case)
+        found.likeness = likeness(grid, step=STEP if case.ct is not None else 1)
         if case.ct is not None:
             found.warnings += check(grid).warnings
     except ClsegError as error:
@@ -59,6 +63,26 @@ def contents(case: Case, wanted: Collection[str] = ()) -> Contents:
             found.errors.append(error.message)
     _judge_sides(found, grid)
     return found
+
+
+def likeness(scan: Volume, *, step: int) -> str:
+    """What every `step`-th voxel of a scan says, as whole numbers in the patient's axes, hashed.
+
+    Compression, the type of the voxels, the order of the axes and the rest of the header do not
+    count.  The noise of a CT makes a few voxels enough; of a label map every one should be asked.
+    """
+    voxels = to_orientation(scan).array
+    digest = hashlib.sha256(repr(voxels.shape).encode())
+    for slab in voxels[::step]:
+        digest.update(_rounded(slab[::step, ::step]).tobytes())
+    return digest.hexdigest()
+
+
+def _rounded(slab: np.ndarray) -> np.ndarray:
+    """The same as int32; what is no number is 0."""
+    if slab.dtype.kind == "f":
+        slab = np.rint(np.nan_to_num(slab).clip(-1e9, 1e9))
+    return slab.astype(np.int32)
 
 
 def _read_map(label_map: LabelMap, found: Contents, wanted: Collection[str], grid: Volume) -> None:

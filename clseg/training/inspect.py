@@ -6,11 +6,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from pathlib import Path
 
 from clseg.catalogue import Catalogue
 from clseg.errors import RecipeError, TrainingError
-from clseg.io.files import sha256_of
 from clseg.progress import SILENT, Progress
 from clseg.recipe import DatasetRecipe, LearnRecipe, PruneRecipe, UpdateRecipe
 from clseg.recipe.commands import Common
@@ -86,7 +84,7 @@ def inspect_cases(recipe: Common, *, report: Progress = SILENT) -> Findings:
     found = [*_per_case(read)]
     for dataset in datasets:
         found += _per_dataset([one for one in read if one.case.dataset is dataset], dataset, wanted)
-    found += _leaks([one.case for one in read if usable(one.case)])
+    found += _leaks(read)
     found += _never_annotated(read, recipe)
     found += _nobody_held_out(recipe)
     found.sort(key=lambda one: one.severity != ERROR)  # errors first, otherwise in their order
@@ -171,11 +169,11 @@ def _nearest(name: str, among: Iterable[str]) -> str:
     return f"; nearest: {' or '.join(by_word[word] for word in near)}" if near else ""
 
 
-def _leaks(cases: Sequence[Case]) -> list[Finding]:
+def _leaks(read: Sequence[Contents]) -> list[Finding]:
     """Scans that are there twice: an error across splits, a warning otherwise."""
     found: list[Finding] = []
     shared: dict[tuple[str, str], list[str]] = {}
-    for twins in _twins(cases):
+    for twins in _twins(read):
         first = twins[0]
         for other in twins[1:]:
             if other.split != first.split and other.split and first.split:
@@ -188,18 +186,12 @@ def _leaks(cases: Sequence[Case]) -> list[Finding]:
     return found
 
 
-def _twins(cases: Sequence[Case]) -> list[list[Case]]:
-    """Groups of cases with the same scan: one file, or files of the same content (only those of one size are compared)."""
-    by_path: dict[Path, list[Case]] = {}
-    for case in cases:
-        scan = case.ct if case.ct is not None else case.maps[0].path
-        if scan.exists():
-            by_path.setdefault(scan.resolve(), []).append(case)
-    sizes = Counter(path.stat().st_size for path in by_path if path.is_file())
-    groups: dict[object, list[Case]] = {}
-    for path, group in by_path.items():
-        alone = not path.is_file() or sizes[path.stat().st_size] == 1
-        groups.setdefault(path if alone else sha256_of(path), []).extend(group)
+def _twins(read: Sequence[Contents]) -> list[list[Case]]:
+    """Groups of cases with the same scan, in one file or stored anew."""
+    groups: dict[str, list[Case]] = {}
+    for one in read:
+        if one.likeness:
+            groups.setdefault(one.likeness, []).append(one.case)
     return [group for group in groups.values() if len(group) > 1]
 
 
