@@ -14,9 +14,25 @@ import pytest
 from clseg.errors import RecipeError, TrainingError
 from clseg.io.files import read
 from clseg.recipe import Recipe, from_dict, read_recipe
-from clseg.training.inspect import Findings, inspect_cases
+from clseg.training.inspect import Finding, Findings, believe, inspect_cases
+from clseg.training.learn import learn
+from clseg.training.pretrain import pretrain
+from clseg.training.reprune import reprune
+from clseg.training.run import Reports
 from clseg.training.sides import Place, swapped, unusual
-from tests.small_dataset import LABEL_IDS, scan, tiny_recipe, without_results, write_nifti
+from clseg.training.update import update
+from tests.small_dataset import (
+    BODY,
+    LABEL_IDS,
+    TOML,
+    learn_recipe,
+    prune_recipe,
+    scan,
+    tiny_recipe,
+    update_recipe,
+    without_results,
+    write_nifti,
+)
 
 
 @pytest.fixture
@@ -210,6 +226,62 @@ def test_a_structure_that_nobody_annotates(recipe: Recipe, a: Path) -> None:
     index = recipe.folder / "dataset" / "index.csv"
     index.write_text("case,split\na,train\nb,val\nc,train\n")
     assert "annotates skeleton of decoder 'solid'" in " ".join(sentence for _, sentence in errors(inspect_cases(recipe)))
+
+
+def test_a_value_that_a_mask_file_does_not_hold(recipe: Recipe) -> None:
+    """`lungs.nii.gz:4` teaches that there is no left lung: that is told, apart from names of label maps, of which nothing is learned."""
+    masks = {**recipe.dataset[1].masks, "lung_left": "lungs.nii.gz:4"}
+    told = [(one.dataset, one.sentence) for one in inspect_cases(with_dataset(recipe, 1, masks=masks)).warnings]
+    assert ("masked", "Named without a voxel, so absent: lung_left (1 cases).") in told
+    assert ("mapped", "Named without a voxel, so unknown: skeleton (1 cases).") in told
+
+
+def test_a_training_is_told_warnings_and_stopped_by_errors(recipe: Recipe, a: Path) -> None:
+    """One line each, with the dataset; an error is raised before anything is told."""
+    told: list[str] = []
+    believe(recipe, told.append)
+    assert told == ["warning: Dataset 'mapped': Named without a voxel, so unknown: skeleton (1 cases)."]
+    mirror(a / "labels.nii.gz")
+    with pytest.raises(TrainingError, match="Case 'a' of dataset 'mapped': lung_left lies"):
+        believe(recipe, told.append)
+    assert len(told) == 1
+
+
+TRAININGS = {
+    "train": lambda at, **to: pretrain(astray(tiny_recipe(at)), at / "runs" / "run", **to),
+    "learn": lambda at, **to: learn(astray(learn_recipe(at, BODY)), at / "runs" / "run", **to),
+    "update": lambda at, **to: update(astray(update_recipe(at)), at / "runs" / "run", **to),
+    "prune": lambda at, **to: reprune("tiny", "lungs", astray(prune_recipe(at)), at / "runs" / "run", **to),
+}
+
+
+def astray(recipe: Recipe) -> Recipe:
+    """The recipe with masks of a value that their file does not hold."""
+    return with_dataset(recipe, 1, masks={**recipe.dataset[1].masks, "body": "lungs.nii.gz:4", "lung_left": "lungs.nii.gz:4"})
+
+
+@pytest.mark.parametrize("command", TRAININGS)
+def test_every_training_tells_warnings_when_it_begins_and_not_when_it_goes_on(workplace: Path, command: str) -> None:
+    """A value that no voxel has is told by train, learn, update and prune, once, before a case is prepared."""
+    told: list[str] = []
+    (workplace / "recipe.toml").write_text(TOML)
+    stopped = Reports(note=told.append, stop=lambda: True, case=lambda *_: told.append("case"))
+    for resume in (False, True):
+        with pytest.raises(KeyboardInterrupt):
+            TRAININGS[command](workplace, resume=resume, reports=stopped)
+    lost = [line for line in told if line.startswith("warning: Dataset 'masked': Named without a voxel, so absent: ")]
+    assert len(lost) == 1
+    assert ("body" if command in ("train", "learn") else "lung_left") in lost[0]
+    assert told.index(lost[0]) < told.index("case")
+
+
+def test_of_many_warnings_ten_are_told() -> None:
+    """Those about whole datasets first; the last line says how many more there are, and who lists them."""
+    cases = [Finding("warning", "d", f"c{number}", "Odd.") for number in range(12)]
+    told: list[str] = []
+    Findings((*cases, Finding("warning", "d", "", "All odd.")), (), {}, {}).tell_warnings(told.append)
+    assert told[:2] == ["warning: Dataset 'd': All odd.", "warning: Case 'c0' of dataset 'd': Odd."]
+    assert told[10:] == ["warning: 3 more; `clseg cases RECIPE --kind learn` (or train, update, prune) lists all."]
 
 
 def test_a_name_in_rename_that_no_case_uses(recipe: Recipe) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 
@@ -19,6 +19,7 @@ from clseg.training.cases.names import meanings
 from clseg.training.contents import Contents, contents
 
 ERROR, WARNING = "error", "warning"
+MOST_TOLD = 10  # warnings at the start of a training
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,10 @@ class Finding:
     dataset: str
     case: str
     sentence: str
+
+    def __str__(self) -> str:
+        where = f"Case '{self.case}' of dataset '{self.dataset}': " if self.case else f"Dataset '{self.dataset}': " if self.dataset else ""
+        return f"{where}{self.sentence}"
 
 
 @dataclass(frozen=True)
@@ -59,9 +64,16 @@ class Findings:
         """Raise TrainingError with the first error, if there is one."""
         if self.errors:
             first, more = self.errors[0], len(self.errors) - 1
-            where = f"Case '{first.case}' of dataset '{first.dataset}': " if first.case else f"Dataset '{first.dataset}': " if first.dataset else ""
             others = f" ({more} more like this)" if more else ""
-            raise TrainingError(f"{where}{first.sentence.rstrip('.')}{others}.", tip="`clseg cases RECIPE --kind learn` (or train, update, prune) lists all faults.")
+            raise TrainingError(f"{str(first).rstrip('.')}{others}.", tip="`clseg cases RECIPE --kind learn` (or train, update, prune) lists all faults.")
+
+    def tell_warnings(self, tell: Callable[[str], object]) -> None:
+        """One line per warning, those about whole datasets first; of more than MOST_TOLD the rest is counted."""
+        lines = [str(one) for one in sorted(self.warnings, key=lambda one: bool(one.case))]
+        for line in lines[:MOST_TOLD]:
+            tell(f"warning: {line}")
+        if (more := len(lines) - MOST_TOLD) > 0:
+            tell(f"warning: {more} more; `clseg cases RECIPE --kind learn` (or train, update, prune) lists all.")
 
 
 def inspect_cases(recipe: Common, *, report: Progress = SILENT) -> Findings:
@@ -91,6 +103,13 @@ def inspect_cases(recipe: Common, *, report: Progress = SILENT) -> Findings:
     used = [one for one in read if usable(one.case)]
     learned = tuple(label for decoder in _decoders(recipe) for label in decoder.labels)
     return Findings(tuple(found), _mapped(used), Counter(_place(one) for one in used), _structures(used), learned)
+
+
+def believe(recipe: Common, tell: Callable[[str], object]) -> None:
+    """What a training asks of its cases before it begins: TrainingError with the first error, warnings are told."""
+    findings = inspect_cases(recipe)
+    findings.refuse_errors()
+    findings.tell_warnings(tell)
 
 
 def _wanted(recipe: Common) -> set[str]:
@@ -127,16 +146,27 @@ def _per_dataset(read: Sequence[Contents], dataset: DatasetRecipe, wanted: set[s
         sentences.append(f"{_cases(left)} without a CT are left out.")
     if left := [one.case.name for one in read if not one.case.split]:
         sentences.append(f"{_cases(left)} are in no split and are left out.")
-    empty = Counter(name for one in read for name in one.empty if not wanted or name in wanted)
-    if empty:
-        meaning = "absent" if dataset.complete else "unknown in a label map, absent where a mask file is empty"
-        sentences.append(f"Named without a voxel, so {meaning}: {', '.join(f'{name} ({count} cases)' for name, count in sorted(empty.items()))}.")
+    sentences += _without_a_voxel(read, wanted)
     sentences += _unknown_names(read, wanted)
     own = {part for one in read for parts in one.names.values() for part in parts}
     if unused := sorted(set(dataset.rename) - own):
         sentences.append(f"rename has '{unused[0]}', which no case names{_nearest(unused[0], own)}.")
     sentences += _unknown_absent(dataset, wanted | own)
     return [Finding(WARNING, dataset.name, "", sentence) for sentence in sentences]
+
+
+def _without_a_voxel(read: Sequence[Contents], wanted: set[str]) -> list[str]:
+    """What is named and not shown, and what is learned from that."""
+    counts: dict[str, Counter] = {"absent": Counter(), "unknown": Counter()}
+    for one in read:
+        for name in one.empty:
+            if not wanted or name in wanted:
+                counts["absent" if name in one.annotated else "unknown"][name] += 1
+    return [
+        f"Named without a voxel, so {meaning}: {', '.join(f'{name} ({count} cases)' for name, count in sorted(empty.items()))}."
+        for meaning, empty in counts.items()
+        if empty
+    ]
 
 
 def _unknown_absent(dataset: DatasetRecipe, others: set[str]) -> list[str]:

@@ -19,7 +19,7 @@ from clseg.training.cases.held_out import check_held_out
 from clseg.training.course import Course
 from clseg.training.distributed import world
 from clseg.training.examples import Example
-from clseg.training.inspect import inspect_cases
+from clseg.training.inspect import believe
 from clseg.training.network import decoder_spec
 from clseg.training.pretrain import load_examples
 from clseg.training.proof import Proof
@@ -57,7 +57,7 @@ def learn(recipe: LearnRecipe, run: Path, *, resume: bool = False, reports: Repo
             outer = {s for d in recipe.decoder for s in d.supporters} - {d.name for d in recipe.decoder}
             note_recipe(recipe, run, resume=resume, weights=base.weights(sorted(outer)))
             if not resume:
-                inspect_cases(plan).refuse_errors()
+                believe(plan, reports.note)
         here.wait()
         quicken(recipe.threads)
         before = witnessed(base, recipe, run) if here.first else None

@@ -12,7 +12,7 @@ from clseg.training.cases import find_cases
 from clseg.training.distributed import world
 from clseg.training.examples import Example, load_example
 from clseg.training.export import export
-from clseg.training.inspect import inspect_cases
+from clseg.training.inspect import believe
 from clseg.training.loop import learner
 from clseg.training.patches import Patches
 from clseg.training.run import Reports, alone, draw_curves, note_recipe, quicken
@@ -39,7 +39,7 @@ def pretrain(recipe: Recipe, run: Path, *, resume: bool = False, reports: Report
         if here.first:
             note_recipe(recipe, run, resume=resume)
             if not resume:
-                inspect_cases(recipe).refuse_errors()
+                believe(recipe, reports.note)
         here.wait()
         quicken(recipe.threads)
         examples = load_examples(recipe, run.parent / "cache", reports)

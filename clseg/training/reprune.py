@@ -12,7 +12,7 @@ from clseg.training.base import Base
 from clseg.training.cases.held_out import check_held_out
 from clseg.training.course import Course
 from clseg.training.distributed import world
-from clseg.training.inspect import inspect_cases
+from clseg.training.inspect import believe
 from clseg.training.learn import Learned
 from clseg.training.pretrain import load_examples
 from clseg.training.prune import climb
@@ -39,7 +39,7 @@ def reprune(
         if here.first:
             note_recipe(recipe, run, resume=resume, weights=base.weights([decoder]))
             if not resume:
-                inspect_cases(plan).refuse_errors()
+                believe(plan, reports.note)
         here.wait()
         quicken(recipe.threads)
         without = () if recipe.into else asset.labels

@@ -25,7 +25,7 @@ from clseg.training.cases.held_out import check_held_out
 from clseg.training.course import Course
 from clseg.training.distributed import world
 from clseg.training.examples import open_labels
-from clseg.training.inspect import inspect_cases
+from clseg.training.inspect import believe
 from clseg.training.pretrain import load_examples
 from clseg.training.proof import Proof
 from clseg.training.publish import Result, card_of, publish, renewed, witnessed, write_decoder
@@ -82,7 +82,7 @@ def update(recipe: UpdateRecipe, run: Path, *, resume: bool = False, reports: Re
         if here.first:
             note_recipe(recipe, run, resume=resume, weights=base.weights([recipe.decoder]))
             if not resume:
-                inspect_cases(replace(plan, dataset=(*recipe.dataset, *recipe.old))).refuse_errors()
+                believe(replace(plan, dataset=(*recipe.dataset, *recipe.old)), reports.note)
         here.wait()
         quicken(recipe.threads)
         before = witnessed(base, recipe, run, without=asset.labels) if here.first else None
