@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -367,6 +369,18 @@ def test_a_run_is_never_resumed_with_another_recipe(workplace: Path, change: dic
     with pytest.raises(TrainingError, match="started with another recipe"):
         learn(replace(recipe, **change), run(workplace), resume=True)  # type: ignore[arg-type]
     assert json.loads((run(workplace) / "recipe.json").read_text())["recipe"] == recipes.to_dict(recipe)
+
+
+def test_a_label_file_that_changed_is_told_when_a_run_goes_on(workplace: Path, trained: Path) -> None:
+    """Whoever resumes hears that the run goes on with other cases than it began with."""
+    (workplace / "dataset").unlink()
+    shutil.copytree(trained / "dataset", workplace / "dataset")
+    recipe, told = quick(workplace), []
+    with pytest.raises(PowerCut):
+        learn(recipe, run(workplace), reports=at_step("dense", 2)(None))  # type: ignore[arg-type]
+    os.utime(workplace / "dataset" / "b" / "body.nii.gz", ns=(1, 1))
+    learn(recipe, run(workplace), resume=True, reports=Reports(note=told.append))
+    assert [line for line in told if "1 changed (masked/b)" in line and line.startswith("warning: The cases are not those")]
 
 
 def test_a_run_begun_anew_looks_anew(workplace: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import torch
 from filelock import FileLock
 
 from clseg.errors import TrainingError, UsageError
-from clseg.recipe import Recipe
+from clseg.recipe import Recipe, to_dict
 from clseg.training.distributed import World
 from clseg.training.loop import Learner, Step, learner
 from clseg.training.network import fresh
@@ -106,6 +108,59 @@ def test_a_run_from_before_weights_were_noted_goes_on(recipe: Recipe, tmp_path: 
     (tmp_path / "recipe.json").write_text(json.dumps(noted))
     note_recipe(recipe, tmp_path, resume=True)
     assert json.loads((tmp_path / "recipe.json").read_text())["weights"] == {}
+
+
+def touched(recipe: Recipe, name: str) -> None:
+    """A file of the dataset as of another time."""
+    os.utime(recipe.folder / "dataset" / name, ns=(1, 1))
+
+
+def resumed(recipe: Recipe, run: Path) -> list[str]:
+    """What is told when the run goes on."""
+    told: list[str] = []
+    note_recipe(recipe, run, resume=True, tell=told.append)
+    return told
+
+
+def test_cases_that_changed_are_told_once(recipe: Recipe, tmp_path: Path) -> None:
+    """A label file and a CT that were written again are told with their cases; the run goes on, and the next time nothing is told."""
+    note_recipe(recipe, tmp_path, resume=False)
+    assert resumed(recipe, tmp_path) == []
+    touched(recipe, "a/labels.nii.gz")
+    touched(recipe, "c/ct.nii.gz")
+    assert resumed(recipe, tmp_path) == [
+        f"warning: The cases are not those with which the run in {tmp_path} was started, by size or time of their files: "
+        "2 changed (mapped/a, masked/c); it goes on with what is there now."
+    ]
+    assert resumed(recipe, tmp_path) == []
+
+
+def test_cases_that_came_or_went_are_told(recipe: Recipe, tmp_path: Path) -> None:
+    """A case that the index lists no more, one it lists now, and one that is held out now."""
+    note_recipe(recipe, tmp_path, resume=False)
+    shutil.copytree(recipe.folder / "dataset" / "b", recipe.folder / "dataset" / "b2")
+    (recipe.folder / "dataset" / "index.csv").write_text("case,split\na,train\nb,val\nb2,train\n")
+    wide = replace(recipe, dataset=(recipe.dataset[0], replace(recipe.dataset[1], cases=("b*", "c"))))
+    noted = json.loads((tmp_path / "recipe.json").read_text()) | {"recipe": to_dict(wide)}
+    (tmp_path / "recipe.json").write_text(json.dumps(noted))
+    assert "1 changed (masked/b), 1 new (masked/b2), 1 gone (masked/c); it goes on" in resumed(wide, tmp_path)[0]
+
+
+def test_a_dataset_that_was_moved_is_the_same(recipe: Recipe, tmp_path: Path) -> None:
+    """Where the files lie does not count."""
+    note_recipe(recipe, tmp_path, resume=False)
+    shutil.copytree(recipe.folder / "dataset", tmp_path / "moved" / "dataset")  # copies with their times
+    assert resumed(replace(recipe, folder=tmp_path / "moved"), tmp_path) == []
+
+
+def test_a_run_from_before_cases_were_noted_goes_on_in_silence(recipe: Recipe, tmp_path: Path) -> None:
+    """Without marks nobody knows, and from now on they are noted."""
+    note_recipe(recipe, tmp_path, resume=False)
+    noted = json.loads((tmp_path / "recipe.json").read_text())
+    assert set(noted.pop("cases")) == {"mapped/a", "masked/b", "masked/c"}
+    (tmp_path / "recipe.json").write_text(json.dumps(noted))
+    assert resumed(recipe, tmp_path) == []
+    assert len(json.loads((tmp_path / "recipe.json").read_text())["cases"]) == 3
 
 
 @pytest.mark.parametrize("sign", [STATE, "stages/dense/x.safetensors"])

@@ -38,7 +38,7 @@ def train_bodypart(recipe: BodypartRecipe, run: Path, *, resume: bool = False, r
     reports = reports or Reports()
     refuse_lost_split("validation_split", recipe.validation_split, recipe.dataset, recipe.folder)
     with alone(run):
-        note_recipe(recipe, run, resume=resume)
+        note_recipe(recipe, run, resume=resume, tell=reports.note)
         quicken(recipe.threads)
         scans = load_scans(recipe, run / "cache", reports)
         torch.manual_seed(recipe.seed)

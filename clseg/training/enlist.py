@@ -11,7 +11,8 @@ from clseg.manifest import Asset, Manifest
 from clseg.network.checkpoint import load
 from clseg.recipe import LearnRecipe
 from clseg.training.entries import EXPERIMENTAL, entry_of, experimental_of, in_order
-from clseg.training.relist import copied, noted
+from clseg.training.noted import noted
+from clseg.training.relist import copied
 
 
 def is_of_learned(run: Path) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
@@ -23,7 +22,9 @@ from clseg.training.card import origin
 from clseg.training.cases import find_cases
 from clseg.training.entries import EXPERIMENTAL, entry_of, experimental_of, in_order
 from clseg.training.network import decoder_spec, encoder_spec
+from clseg.training.noted import noted
 from clseg.training.ranges import DecoderRange, learned_ranges
+from clseg.training.run import STATE
 from clseg.training.state import read_average
 
 BODYPART = "bodypart"
@@ -31,10 +32,9 @@ BODYPART = "bodypart"
 
 def export_run(run: Path, folder: Path) -> tuple[Recipe, dict[str, Path]]:
     """Export the last saved state of a run, finished or not; returns its recipe and the files by part name."""
-    facts, state = run / "recipe.json", run / "state.safetensors"
-    if not (facts.is_file() and state.is_file()):
+    stored, state = noted(run), run / STATE
+    if not (stored and state.is_file()):
         raise TrainingError(f"There is no saved run in {run}.", tip="A run saves its state every checkpoint_every iterations.")
-    stored = json.loads(facts.read_text(encoding="utf-8"))
     recipe = recipes.from_dict(stored["recipe"], Path(stored["folder"]))
     average = Average(begin(recipe), recipe.optim.average)
     average.tensors, done = read_average(state)

@@ -55,7 +55,7 @@ def learn(recipe: LearnRecipe, run: Path, *, resume: bool = False, reports: Repo
         plan = base.plan(recipe, recipe.decoder)
         if here.first:
             outer = {s for d in recipe.decoder for s in d.supporters} - {d.name for d in recipe.decoder}
-            note_recipe(recipe, run, resume=resume, weights=base.weights(sorted(outer)))
+            note_recipe(recipe, run, resume=resume, weights=base.weights(sorted(outer)), tell=reports.note)
             if not resume:
                 believe(plan, reports.note)
         here.wait()

@@ -37,7 +37,7 @@ def pretrain(recipe: Recipe, run: Path, *, resume: bool = False, reports: Report
     network = begin(recipe)
     with world(device) as here, alone(run, first=here.first):
         if here.first:
-            note_recipe(recipe, run, resume=resume)
+            note_recipe(recipe, run, resume=resume, tell=reports.note)
             if not resume:
                 believe(recipe, reports.note)
         here.wait()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from clseg.errors import TrainingError, WeightsError
 from clseg.io.files import sha256_of, writing
 from clseg.manifest import Asset, Manifest
+from clseg.training.noted import noted
 
 
 def is_of_one_decoder(run: Path) -> bool:
@@ -30,7 +29,7 @@ def relist(run: Path, folder: Path, manifest: Path, *, sources: str) -> dict[str
     if len(made) != 1 or not (run / "proof.json").is_file():
         raise TrainingError(f"The run in {run} has no finished decoder.", tip="Go on with the same command and --resume.")
     name, listing = made[0].stem, Manifest.read(manifest)
-    before = _before(listing, name, set(noted(run)["weights"].values()), manifest)
+    before = _before(listing, name, set(noted(run).get("weights", {}).values()), manifest)
     file = copied(made[0], folder)
     facts = {"bytes": file.stat().st_size, "sha256": sha256_of(file), "sources": (f"{sources}{file.name}",)}
     Manifest(listing.models, tuple(replace(asset, **facts) if asset in before else asset for asset in listing.assets)).write(manifest)
@@ -56,9 +55,3 @@ def copied(file: Path, folder: Path) -> Path:
         with writing(copy) as target:
             target.write(file.read_bytes())
     return copy
-
-
-def noted(run: Path) -> dict[str, Any]:
-    """What a run has noted of itself; nothing where there is none."""
-    file = run / "recipe.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}

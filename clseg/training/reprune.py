@@ -37,7 +37,7 @@ def reprune(
         if recipe.into:
             base.refuse_taken(recipe.into, plan.decoder[0].name, asset.labels)
         if here.first:
-            note_recipe(recipe, run, resume=resume, weights=base.weights([decoder]))
+            note_recipe(recipe, run, resume=resume, weights=base.weights([decoder]), tell=reports.note)
             if not resume:
                 believe(plan, reports.note)
         here.wait()

@@ -1,6 +1,6 @@
 """Run: one training in one folder: who watches, what is noted, how it is stopped and goes on.
 
-    recipe.json         what is trained, and with which versions
+    recipe.json         what is trained, on which cases, and with which versions
     metrics.csv         losses per decoder, a row per 20 iterations
     validation.csv      Dice per structure on held-out cases
     losses.png, dice.png both as pictures
@@ -12,7 +12,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import platform
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -28,7 +27,9 @@ from clseg import recipe as recipes
 from clseg.allocator import keep_memory
 from clseg.errors import TrainingError
 from clseg.io.files import prepare_folder, write_json
+from clseg.training.cases.stamps import difference, stamps
 from clseg.training.loop import Learner, Step
+from clseg.training.noted import RECIPE, noted
 from clseg.training.state import load_state, save_state
 
 STATE = "state.safetensors"
@@ -69,21 +70,29 @@ def alone(run: Path, *, first: bool = True) -> Iterator[None]:
             run.rmdir()
 
 
-def note_recipe(recipe: Any, run: Path, *, resume: bool, weights: Mapping[str, str] | None = None) -> None:
-    """Note what is trained, on which weights (sha256 by name); never train over another run, never resume with others."""
+def note_recipe(
+    recipe: Any, run: Path, *, resume: bool, weights: Mapping[str, str] | None = None, tell: Callable[[str], object] = lambda text: None
+) -> None:
+    """Note what is trained, on which weights (sha256 by name) and cases; never train over another run, never resume with others.
+
+    Cases that seem to be others when a run is resumed are told, not refused: of their files
+    only sizes and times are looked at, and a copy may have another time.
+    """
     started = (run / STATE).is_file() or (run / "stages").is_dir()
     if started and not resume:
         raise TrainingError(f"{run} holds a run already.", tip="Go on with --resume, or choose another folder.")
     facts = recipes.to_dict(recipe)
-    known = run / "recipe.json"
-    noted = json.loads(known.read_text(encoding="utf-8")) if resume and known.is_file() else None
-    if noted and noted["recipe"] != facts:
+    before = noted(run) if resume else {}
+    if before and before["recipe"] != facts:
         raise TrainingError(f"The run in {run} was started with another recipe.", tip="Train it in a new folder.")
-    if noted and noted.get("weights", {}) != dict(weights or {}):
+    if before and before.get("weights", {}) != dict(weights or {}):
         raise TrainingError(f"The weights on which the run in {run} builds have changed since it was started.", tip="Train it in a new folder.")
+    cases = stamps(recipe)
+    if others := difference(before.get("cases", cases), cases):
+        tell(f"warning: The cases are not those with which the run in {run} was started, by size or time of their files: {others}; it goes on with what is there now.")
     versions = {"clseg": clseg.__version__, "torch": torch.__version__, "python": platform.python_version()}
-    noted = {"recipe": facts, "folder": str(recipe.folder), "seed": recipe.seed, "versions": versions, "weights": dict(weights or {})}
-    write_json(known, noted)
+    told = {"recipe": facts, "folder": str(recipe.folder), "seed": recipe.seed, "versions": versions, "weights": dict(weights or {}), "cases": cases}
+    write_json(run / RECIPE, told)
 
 
 def quicken(threads: int) -> None:

@@ -80,7 +80,7 @@ def update(recipe: UpdateRecipe, run: Path, *, resume: bool = False, reports: Re
         trained = replace(recipe, optim=replace(recipe.optim, iterations=max(1, recipe.optim.iterations)))  # a plan has steps, taken or not
         plan = base.plan(trained, (decoder_recipe(asset, checkpoint, recipe.open_ends, base.structures),))
         if here.first:
-            note_recipe(recipe, run, resume=resume, weights=base.weights([recipe.decoder]))
+            note_recipe(recipe, run, resume=resume, weights=base.weights([recipe.decoder]), tell=reports.note)
             if not resume:
                 believe(replace(plan, dataset=(*recipe.dataset, *recipe.old)), reports.note)
         here.wait()

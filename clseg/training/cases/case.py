@@ -66,11 +66,14 @@ class Case:
 
     def facts(self) -> list[object]:
         """What must be the same for the same masks, as JSON types: files with their times, then everything but defaults."""
-        facts: list[object] = [[str(file), file.stat().st_mtime_ns] for file in self.files()]
+        return [*([str(file), file.stat().st_mtime_ns] for file in self.files()), *self.rules()]
+
+    def rules(self) -> list[object]:
+        """What decides about the masks beside the files, as JSON types; defaults are left out."""
         names = [[m.path.name, dict(m.names)] for m in self.maps if isinstance(m.names, Mapping)]
         masks = [[m.name, m.path.name, m.value] for m in self.masks] if self.dataset.format != "folders" else []
         changed = {"rename": self.dataset.rename, "complete": self.dataset.complete, "names": names, "masks": masks}
-        return [*facts, *({key: value} for key, value in changed.items() if value)]
+        return [{key: value} for key, value in changed.items() if value]
 
 
 def stem(file: Path) -> str:
