@@ -223,6 +223,16 @@ def test_the_cache_is_not_used_when_the_example_would_differ(recipe: Recipe, mad
     assert made == ["b", "b"]
 
 
+def test_a_truncated_file_of_the_cache_is_made_anew(recipe: Recipe, made: list[str]) -> None:
+    """As a power cut of the disk leaves it: the case is prepared again, and the example is the same."""
+    first = loaded(recipe, "a")
+    (file,) = (recipe.folder / "cache").glob("*.npz")
+    file.write_bytes(file.read_bytes()[:1000])
+    assert same(first, loaded(recipe, "a"))
+    assert same(first, loaded(recipe, "a"))
+    assert made == ["a", "a"]
+
+
 def test_swapped_labels_are_swapped_in_the_target(recipe: Recipe) -> None:
     """After a change of the decoders the cached example of the old ones is not mistaken for the new."""
     old = loaded(recipe, "a").targets["lungs"]

@@ -138,3 +138,13 @@ def test_the_probe_is_a_scan_or_a_phantom(tmp_path: Path, monkeypatch: pytest.Mo
     write_nifti(tmp_path / "ct.nii.gz", scan("a")[0].array, scan("a")[0])
     assert np.array_equal(probe_scan("ct.nii.gz", tmp_path).array, scan("a")[0].array)
     assert probe_scan("", tmp_path) is scan("b")[0]
+
+
+def test_a_damaged_witness_is_told(tmp_path: Path) -> None:
+    """before.npz cut short: nobody knows what the model was, which is a sentence."""
+    file = tmp_path / "before.npz"
+    Witness("tiny", {"tiny-lungs": "12"}, {"liver": np.packbits(np.ones(64, bool))}).save(file)
+    assert Witness.read(file).weights == {"tiny-lungs": "12"}
+    file.write_bytes(file.read_bytes()[:-40])
+    with pytest.raises(TrainingError, match=r"before\.npz is damaged"):
+        Witness.read(file)

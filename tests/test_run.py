@@ -20,6 +20,7 @@ from clseg.training.loop import Learner, Step, learner
 from clseg.training.network import fresh
 from clseg.training.run import STATE, Keeper, Metrics, Reports, alone, draw_curves, note_recipe
 from clseg.training.state import read_average
+from clseg.training.validation import append
 from tests.small_dataset import tiny_recipe
 
 
@@ -181,6 +182,18 @@ def test_a_run_that_saved_nothing_may_begin_again(recipe: Recipe, tmp_path: Path
     assert json.loads((tmp_path / "recipe.json").read_text())["seed"] == 8
 
 
+@pytest.mark.parametrize("damaged", [b"", b'{"recipe": {"na', b"[1, 2]", b"{}", b"\xff\xfe\x00", b'{"recipe": 1}', b'{"recipe": {"name": "x"}, "weights": 3}'])
+def test_a_damaged_recipe_json_is_told(recipe: Recipe, tmp_path: Path, damaged: bytes) -> None:
+    """The file, that it cannot be used, and what to do; without --resume it is written anew."""
+    note_recipe(recipe, tmp_path, resume=False)
+    (tmp_path / "recipe.json").write_bytes(damaged)
+    with pytest.raises(TrainingError, match=r"recipe\.json .*, so nobody knows what this run trains\.") as caught:
+        note_recipe(recipe, tmp_path, resume=True)
+    assert caught.value.tip == "Put back a copy of it, or train in a new folder with --run."
+    note_recipe(recipe, tmp_path, resume=False)
+    note_recipe(recipe, tmp_path, resume=True)
+
+
 # ---- keeper -----------------------------------------------------------------------------------------------------------
 
 
@@ -280,6 +293,27 @@ def test_curves_are_drawn_from_the_tables(tmp_path: Path) -> None:
     draw_curves(tmp_path)
     assert (tmp_path / "losses.png").read_bytes()[:4] == b"\x89PNG"
     assert not (tmp_path / "dice.png").exists()
+
+
+@pytest.mark.parametrize("damaged", [b"\xff\xfe\x00\x01", bytes(300), b"a,b\n1,2\n", b"\nstage,iteration\n"])
+@pytest.mark.parametrize("file", ["metrics.csv", "validation.csv"])
+def test_a_damaged_table_is_told(tmp_path: Path, file: str, damaged: bytes) -> None:
+    """The file, what is wrong, what to do: by whoever adds rows to it and by whoever draws it."""
+    (tmp_path / file).write_bytes(damaged)
+    adds = {"metrics.csv": lambda path: Metrics(path, ["a"], 0), "validation.csv": lambda path: append(path, "dense", 1, {"liver": {"a": 0.5}})}
+    for use in (lambda: adds[file](tmp_path / file), lambda: draw_curves(tmp_path)):
+        with pytest.raises(TrainingError, match=f"{file} (cannot be read|begins with .*, expected the columns stage, iteration)") as caught:
+            use()
+        assert "go on with --resume" in str(caught.value.tip)
+    assert (tmp_path / file).read_bytes() == damaged
+
+
+@pytest.mark.usefixtures("every_step")
+def test_damaged_rows_are_no_points(tmp_path: Path) -> None:
+    """A torn row and a cell that is no number are left out of the curves; the others are drawn."""
+    (tmp_path / "metrics.csv").write_text("stage,iteration,rate,seconds,a\ndense,1,0.1,0.5,1.0\n\ndense,2,0.1,0.5,#?\ndense,3,0.1,0.5,0.5\ndense,4")
+    draw_curves(tmp_path)
+    assert (tmp_path / "losses.png").is_file()
 
 
 def test_nobody_needs_to_listen() -> None:

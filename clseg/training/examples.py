@@ -13,13 +13,14 @@ from clseg import recipe as recipes
 from clseg.errors import InputError
 from clseg.inference.prepare import Placement, onto_grid, place
 from clseg.io.check import check
-from clseg.io.files import read, writing
+from clseg.io.files import read
 from clseg.network.spec import Grid
 from clseg.recipe import DecoderRecipe, Recipe
 from clseg.spatial.orient import to_orientation
 from clseg.spatial.orthonormal import from_orthonormal, to_orthonormal
 from clseg.spatial.resample import covering_shape
 from clseg.training.cases import Case, read_masks, read_unknown
+from clseg.training.kept import kept
 from clseg.training.synthesis import Atlas, resampled
 from clseg.training.synthesis.store import load_atlas
 from clseg.volume import Shape, Spacing, Volume
@@ -64,13 +65,7 @@ def load_example(case: Case, recipe: Recipe, cache: Path) -> Example:
     """The example of `case`, from the cache when it is there, made and cached otherwise."""
     if case.dataset.synthetic:
         return _synthetic(case, recipe, cache)
-    path = cache / f"{_key(case, recipe)}.npz"
-    if not path.is_file():
-        cache.mkdir(parents=True, exist_ok=True)
-        with writing(path) as file:
-            np.savez_compressed(file, **_arrays(case, recipe))
-    with np.load(path, allow_pickle=False) as stored:
-        return _example(case, recipe, dict(stored))
+    return _example(case, recipe, kept(cache / f"{_key(case, recipe)}.npz", lambda: _arrays(case, recipe)))
 
 
 def _key(case: Case, recipe: Recipe) -> str:

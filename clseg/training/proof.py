@@ -14,6 +14,7 @@ from clseg.errors import TrainingError
 from clseg.io.files import read, sha256_of, writing
 from clseg.pipeline import segment
 from clseg.training.base import Base
+from clseg.training.kept import arrays_in
 from clseg.volume import Volume
 
 
@@ -32,9 +33,12 @@ class Witness:
 
     @classmethod
     def read(cls, path: Path) -> Witness:
-        with np.load(path, allow_pickle=False) as stored:
-            masks = {name.removeprefix("mask/"): stored[name] for name in stored.files if name.startswith("mask/")}
-            return cls(**json.loads(str(stored["facts"])), masks=masks)
+        """What `save` wrote; TrainingError when it is damaged."""
+        stored = arrays_in(path)
+        if stored is None or "facts" not in stored:
+            raise TrainingError(f"{path} is damaged, which says what the model was before this run.", tip="Train in a new folder with --run.")
+        masks = {name.removeprefix("mask/"): mask for name, mask in stored.items() if name.startswith("mask/")}
+        return cls(**json.loads(str(stored["facts"])), masks=masks)
 
 
 @dataclass(frozen=True)

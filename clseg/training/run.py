@@ -14,7 +14,7 @@ from __future__ import annotations
 import csv
 import platform
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from clseg.errors import TrainingError
 from clseg.io.files import prepare_folder, write_json
 from clseg.training.cases.stamps import difference, stamps
 from clseg.training.loop import Learner, Step
-from clseg.training.noted import RECIPE, noted
+from clseg.training.noted import METRICS, RECIPE, VALIDATION, noted, table
 from clseg.training.state import load_state, save_state
 
 STATE = "state.safetensors"
@@ -147,13 +147,13 @@ class Metrics:
     every = 20
 
     def __init__(self, path: Path, decoders: list[str], done: int, stage: str = "train") -> None:
-        rows = list(csv.reader(path.open(encoding="utf-8"))) if path.is_file() else []
+        rows = table(path, METRICS)
         rows[1:] = [row for row in rows[1:] if len(row) >= 4 and row[1].isdigit()]  # a kill may have torn the last one
         kept = [row for row in rows[1:] if row[0] != stage or int(row[1]) <= done]
         columns = list(dict.fromkeys([*(rows[0][4:] if rows else ()), *decoders]))
         self.file = path.open("w", newline="", encoding="utf-8")
         self.writer = csv.writer(self.file)
-        self.writer.writerow(["stage", "iteration", "rate", "seconds", *columns])
+        self.writer.writerow([*METRICS, *columns])
         self.writer.writerows(kept)
         self.file.flush()
         self.columns, self.stage = columns, stage
@@ -180,22 +180,21 @@ def draw_curves(run: Path) -> None:
     """`losses.png` and, where there are held-out scores, `dice.png`, from the CSV files of a run."""
     from clseg.report.curves import plot_curves
 
-    losses = _series(run / "metrics.csv", lambda row: [(f"{row['stage']} {name}", row["iteration"], row[name]) for name in list(row)[4:]])
-    dice = _series(run / "validation.csv", lambda row: [(f"{row['stage']} {row['structure']}", row["iteration"], row["dice"])])
+    losses = _series(table(run / "metrics.csv", METRICS), lambda row: [(f"{row['stage']} {name}", row["iteration"], row[name]) for name in list(row)[4:]])
+    dice = _series(table(run / "validation.csv", VALIDATION), lambda row: [(f"{row['stage']} {row['structure']}", row["iteration"], row["dice"])])
     for name, series, axis in (("losses.png", losses, "loss"), ("dice.png", dice, "Dice on held-out cases")):
         if series:
             plot_curves(run / name, series, "iteration", axis)
 
 
-def _series(path: Path, points: Callable[[dict[str, str]], list[tuple[str, str, str]]]) -> list[Any]:
-    """Curves by name out of a CSV file; cells without a number are left out, and so are lines of a single point."""
+def _series(rows: list[list[str]], points: Callable[[dict[str, str]], list[tuple[str, str, str]]]) -> list[Any]:
+    """Curves by name out of a table with its header; cells without a number are left out, and so are lines of a single point."""
     from clseg.report.curves import Curve
 
     found: dict[str, list[tuple[float, float]]] = {}
-    if path.is_file():
-        with path.open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                for name, x, y in points(row):
-                    if y:
-                        found.setdefault(name, []).append((float(x), float(y)))
+    for row in rows[1:]:
+        whole = [*row, *[""] * len(rows[0])]  # rows of earlier stages are shorter
+        for name, x, y in points(dict(zip(rows[0], whole, strict=False))):
+            with suppress(ValueError):
+                found.setdefault(name, []).append((float(x), float(y)))
     return [Curve(name, [x for x, _ in mine], [y for _, y in mine]) for name, mine in found.items() if len(mine) > 1]

@@ -17,12 +17,12 @@ import torch.nn.functional as F
 from clseg.errors import RecipeError
 from clseg.inference.bodypart import scan_slices
 from clseg.io.check import check
-from clseg.io.files import writing
 from clseg.network.bodypart import BodypartSpec
 from clseg.recipe.bodypart import BodypartRecipe, SliceAugmentRecipe
 from clseg.spatial.crop import BODY_HU
 from clseg.spatial.orient import to_orientation
 from clseg.training.cases import Case, read_grid, read_masks
+from clseg.training.kept import kept
 
 BODY_MM = 880.0  # pelvis bottom to head top of an adult of 1.70 m: what a score of 1 stands for where mm are needed
 SEEN_MM = 4.0  # a structure that comes closer than this to the end of a scan may go on beyond it
@@ -117,14 +117,7 @@ def read_by_eye(recipe: BodypartRecipe) -> dict[str, dict[str, float]]:
 
 def load_scan(case: Case, spec: BodypartSpec, cache: Path, by_eye: Mapping[str, float] | None = None) -> SliceScan:
     """The slices of `case`, from the cache when they are there, made and cached otherwise."""
-    path = cache / f"{_key(case, spec)}.npz"
-    if not path.is_file():
-        cache.mkdir(parents=True, exist_ok=True)
-        arrays = _arrays(case, spec)
-        with writing(path) as file:
-            np.savez_compressed(file, **arrays)
-    with np.load(path, allow_pickle=False) as stored:
-        arrays = dict(stored)
+    arrays = kept(cache / f"{_key(case, spec)}.npz", lambda: _arrays(case, spec))
     present = {key[8:]: value for key, value in arrays.items() if key.startswith("present/")}
     landmarks = landmarks_of(present, arrays["z_mm"]) | dict(by_eye or {})
     dataset = case.dataset

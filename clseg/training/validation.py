@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clseg.io.files import write_csv
 from clseg.training.loop import Learner, Step
+from clseg.training.noted import VALIDATION, table
 from clseg.training.score import DiceByLabel
 
 if TYPE_CHECKING:
     from clseg.training.course import Course
-
-HEADER = ["stage", "iteration", "structure", "cases", "dice"]
 
 
 class Validation:
@@ -41,9 +39,6 @@ def means(scores: DiceByLabel) -> dict[str, float]:
 
 def append(path: Path, stage: str, iteration: int, scores: DiceByLabel) -> None:
     """Add a row per structure; rows of the same stage and iteration are replaced (a resumed run scores again)."""
-    rows: list[list[object]] = []
-    if path.is_file():
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = [row for row in list(csv.reader(file))[1:] if row[:2] != [stage, str(iteration)]]
+    rows: list[list[object]] = [[*row] for row in table(path, VALIDATION)[1:] if row[:2] != [stage, str(iteration)]]
     rows += [[stage, iteration, name, len(scores[name]), f"{mean:.4f}"] for name, mean in means(scores).items()]
-    write_csv(path, HEADER, rows)
+    write_csv(path, VALIDATION, rows)

@@ -12,9 +12,10 @@ import numpy as np
 
 from clseg.catalogue import ROOT
 from clseg.errors import InputError
-from clseg.io.files import read, writing
+from clseg.io.files import read
 from clseg.training.cases import Case, MaskFile, named, on_grid
 from clseg.training.cases.names import ids
+from clseg.training.kept import kept
 from clseg.training.synthesis.atlas import MOST, SPACING_MM, Atlas, build_atlas
 from clseg.volume import Volume
 
@@ -29,20 +30,15 @@ def load_atlas(case: Case, orientation: str, wanted: Collection[str], cache: Pat
     settle what is meant where the catalogue knows a name differently.
     """
     structures = named(case, wanted)
-    path = cache / f"{_key(case, orientation, structures)}.npz"
-    if not path.is_file():
-        cache.mkdir(parents=True, exist_ok=True)
-        _write(path, _make(case, orientation, structures))
-    with np.load(path, allow_pickle=False) as stored:
-        fields = {name: stored[name] for name in FIELDS if name in stored}
-        names, spacing_mm = tuple(stored["names"].tolist()), float(stored["spacing_mm"])
+    stored = kept(cache / f"{_key(case, orientation, structures)}.npz", lambda: _arrays(_make(case, orientation, structures)))
+    fields = {name: stored[name] for name in FIELDS if name in stored}
+    names, spacing_mm = tuple(stored["names"].tolist()), float(stored["spacing_mm"])
     return Atlas(names, **{"surface": None, **fields}, spacing_mm=spacing_mm, orientation=orientation)
 
 
-def _write(path: Path, atlas: Atlas) -> None:
+def _arrays(atlas: Atlas) -> dict[str, np.ndarray]:
     fields = {name: getattr(atlas, name) for name in FIELDS if getattr(atlas, name) is not None}
-    with writing(path) as file:
-        np.savez_compressed(file, names=np.array(atlas.names), spacing_mm=np.array(atlas.spacing_mm), **fields)
+    return {"names": np.array(atlas.names), "spacing_mm": np.array(atlas.spacing_mm), **fields}
 
 
 def _key(case: Case, orientation: str, structures: Mapping[str, tuple[str, ...]]) -> str:
