@@ -74,6 +74,7 @@ def test_learn_says_what_was_made_and_that_nothing_changed(workplace: Path) -> N
         assert f"{name}\tsha256 {manifest().asset(name).sha256}\tunchanged" in lines
     assert lines[-1] == "0 voxels changed in 2 structures"
     assert "pruning rate" in result.stdout
+    assert "Dice on training cases, on the model's grid" in result.stdout  # the recipe has [validation] split = "train"
     assert "2 cases prepared" in result.stderr
     assert "dense  6/6" in result.stderr
     assert "body: structured 0.5, try 1" in result.stderr

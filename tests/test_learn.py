@@ -145,10 +145,18 @@ def test_a_run_leaves_file_card_and_proof(workplace: Path, own_home: Path) -> No
     assert (card["licence"], card["seed"], card["cases"]) == ("CC0-1.0", 7, ["a", "b"])
     assert [one["name"] for one in card["datasets"]] == ["mapped", "masked"]
     assert set(card["dice_on_the_models_grid"]) <= {"liver", "skeleton"}
-    assert card["held_out_cases"] == ["a", "b"]
+    assert (card["held_out_cases"], card["training_cases_scored"]) == ([], ["a", "b"])  # as the recipe's split says
     assert card["pruning_rate"] > 0.8
     assert card["parameters"] < card["parameters_dense"]
     assert Manifest.read(own_home / FILE_NAME).asset("tiny-solid").sha256 == sha256_of(learned.files["solid"])
+
+
+def test_held_out_cases_are_those_that_nobody_learned_from(workplace: Path) -> None:
+    """Judged on the split `val` a card names its case as held out, and no training case as scored."""
+    recipe = quick(workplace)
+    learned = learn(replace(recipe, validation=replace(recipe.validation, split="val")), run(workplace))
+    card = learned.results["body"].card
+    assert (card["cases"], card["held_out_cases"], card["training_cases_scored"]) == (["a", "b"], ["c"], [])
 
 
 def test_pathological_is_noted(workplace: Path) -> None:

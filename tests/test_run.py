@@ -308,6 +308,17 @@ def test_a_damaged_table_is_told(tmp_path: Path, file: str, damaged: bytes) -> N
     assert (tmp_path / file).read_bytes() == damaged
 
 
+@pytest.mark.parametrize(("split", "judges"), [("train", "training"), ("val", "held-out")])
+def test_curves_say_which_cases_they_are_of(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split: str, judges: str) -> None:
+    """What is scored on the cases to learn from is not called held out."""
+    axes: list[str] = []
+    monkeypatch.setattr("clseg.report.curves.plot_curves", lambda path, series, x, y: axes.append(y))
+    note_recipe(replace(recipe, validation=replace(recipe.validation, split=split)), tmp_path, resume=False)
+    (tmp_path / "validation.csv").write_text("stage,iteration,structure,cases,dice\ndense,1,liver,1,0.5\ndense,2,liver,1,0.6\n")
+    draw_curves(tmp_path)
+    assert axes == [f"Dice on {judges} cases"]
+
+
 @pytest.mark.usefixtures("every_step")
 def test_damaged_rows_are_no_points(tmp_path: Path) -> None:
     """A torn row and a cell that is no number are left out of the curves; the others are drawn."""

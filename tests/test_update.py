@@ -385,6 +385,16 @@ def test_cards_add_up() -> None:
     assert renewed({}, new)["pruning_rate"] == 0.5
 
 
+def test_a_renewed_card_names_the_cases_of_its_own_dice() -> None:
+    """Cases that the old decoder was judged on do not stand beside the Dice of the new one; without a new Dice they stay."""
+    common = {"pruning_rate": 0.0, "datasets": [], "cases": [], "parameters_dense": 1, "flops_per_window_dense": 1}
+    old = {**common, "held_out_cases": ["v"], "dice_on_the_models_grid": {"liver": 0.9}}
+    judged = {**common, "held_out_cases": [], "training_cases_scored": ["t"], "dice_on_the_models_grid": {"liver": 0.8}}
+    card = renewed(old, judged)
+    assert (card["held_out_cases"], card["training_cases_scored"]) == ([], ["t"])
+    assert renewed(old, {**judged, "training_cases_scored": [], "dice_on_the_models_grid": {}})["held_out_cases"] == ["v"]
+
+
 def test_a_ticket_is_read_from_the_weights(workplace: Path) -> None:
     """The base decoder of these tests is dense: nothing in it is dead."""
     base = Base.open("tiny")

@@ -42,7 +42,7 @@ def train(
         folder = run or Path("runs") / plan.name
         with watched(terminal) as reports:
             file = train_bodypart(plan, folder, resume=resume, reports=reports)
-        _note(terminal, folder / "evaluation.json")
+        _note(terminal, folder / "evaluation.json", "training" if plan.validation_split == plan.split else "held-out")
         terminal.result(f"bodypart\t{file}")
 
 
@@ -96,12 +96,12 @@ def starter_weights() -> Path:
     return path
 
 
-def _note(terminal: Terminal, evaluation: Path) -> None:
-    """One line on the held-out scans; all of them stand in the file."""
+def _note(terminal: Terminal, evaluation: Path, judges: str) -> None:
+    """One line on the scans that judge, which are held out or not; all of them stand in the file."""
     import json
 
     summary = json.loads(evaluation.read_text(encoding="utf-8"))["validation"]["summary"]
-    told = [f"{summary['scans']} held-out scans"]
+    told = [f"{summary['scans']} {judges} scans"]
     if summary["spearman_min"] is not None:
         told.append(f"Spearman {summary['spearman_median']:.3f}, lowest {summary['spearman_min']:.3f}")
     if summary["landmark_error_mm"]:

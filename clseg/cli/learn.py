@@ -90,7 +90,8 @@ def _tell(terminal: Terminal, learned: Learned) -> None:
         for name, dice in result.card["dice_on_the_models_grid"].items()
     ]
     if rows and learned.proof:
-        terminal.table("Dice on held-out cases, on the model's grid", header, rows)
+        judges = "training" if any(result.card.get("training_cases_scored") for result in learned.results.values()) else "held-out"
+        terminal.table(f"Dice on {judges} cases, on the model's grid", header, rows)
     if learned.proof:
         for result in learned.results.values():
             terminal.result(f"{result.asset}\t{result.file}")

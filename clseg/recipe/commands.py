@@ -40,6 +40,11 @@ class Common:
     validation: ValidationRecipe = knob("", make=ValidationRecipe)
     folder: Path = knob("relative paths start here", make=Path.cwd, hidden=True)
 
+    @property
+    def judged_on_training(self) -> bool:
+        """Whether decoders are judged on the cases that they learn from, and nothing is held out."""
+        return self.validation.split == self.split
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(Common):

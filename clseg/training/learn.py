@@ -110,7 +110,7 @@ def _refuse_unjudged(recipe: LearnRecipe, held_out: Sequence[Example]) -> None:
         return
     for decoder in recipe.decoder:
         if not any(one.points.get(decoder.name) for one in held_out):
-            told = f"No held-out case ('{recipe.validation.split}') shows a structure of decoder '{decoder.name}', so pruning it cannot be judged."
+            told = f"No case of the split '{recipe.validation.split}' shows a structure of decoder '{decoder.name}', so pruning it cannot be judged."
             raise TrainingError(told, tip="Hold cases back ([validation] split, or a dataset's val_share), or leave the ladder empty.")
 
 

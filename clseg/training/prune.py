@@ -89,7 +89,7 @@ def _begun(name: str, dense: Decoder, helpers: Model | None, rule: LadderRecipe,
     rungs += [Rung("structured", p) for p in rule.structured] + [Rung("unstructured", p) for p in rule.unstructured]
     reference = course.mean({name: dense}, helpers)
     if reference == 0:
-        told = f"Decoder '{name}' finds nothing in the held-out cases ('{course.plan.validation.split}'), so pruning cannot be judged."
+        told = f"Decoder '{name}' finds nothing in the cases of the split '{course.plan.validation.split}', so pruning cannot be judged."
         raise TrainingError(told, tip="Train it longer, add held-out cases that show its structures, or leave the ladder empty.")
     return Climb(Ladder(tuple(rungs), reference, rule.allowed_loss, rule.retries), dense, dense, [], [])
 

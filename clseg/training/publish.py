@@ -53,14 +53,18 @@ def write_decoder(
 def card_of(
     recipe: Common, plan: Recipe, base: Base, decoder: Decoder, dense: Decoder, scores: DiceByLabel
 ) -> dict[str, Any]:
-    """What a user must know about a decoder before trusting it: data, licence, Dice, pruning rate, size."""
-    held_out = sorted({case for cases in scores.values() for case in cases})
+    """What a user must know about a decoder before trusting it: data, licence, Dice, pruning rate, size.
+
+    The cases of its Dice are `held_out_cases`; where the recipe has it judged on what it learned from, `training_cases_scored`.
+    """
+    scored = sorted({case for cases in scores.values() for case in cases})
     now, before = (cost(one.spec, base.spec, base.spec.grid.patch) for one in (decoder, dense))
     return {
         **origin(recipe, recipe.dataset),
         "encoder": base.key,
         "cases": sorted({case.name for case in find_cases(plan)}),
-        "held_out_cases": held_out,
+        "held_out_cases": [] if recipe.judged_on_training else scored,
+        "training_cases_scored": scored if recipe.judged_on_training else [],
         "dice_on_the_models_grid": {name: round(mean, 4) for name, mean in means(scores).items()},
         "pruning_rate": round(tau(nonzero(dense), nonzero(decoder)), 4),
         "parameters": now.parameters,
@@ -75,6 +79,8 @@ def renewed(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     card = {**old, **{key: value for key, value in new.items() if value not in ("", [], {})}}
     for key in ("datasets", "cases"):
         card[key] = [*old.get(key, ()), *(one for one in new[key] if one not in old.get(key, ()))]
+    if new.get("dice_on_the_models_grid"):  # of these cases, and of no others
+        card |= {key: new[key] for key in ("held_out_cases", "training_cases_scored")}
     for key in ("parameters_dense", "flops_per_window_dense"):
         card[key] = old.get(key, new[key])
     card["pruning_rate"] = round(1 - (1 - old.get("pruning_rate", 0.0)) * (1 - new["pruning_rate"]), 4)

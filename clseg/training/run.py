@@ -177,12 +177,14 @@ class Metrics:
 
 
 def draw_curves(run: Path) -> None:
-    """`losses.png` and, where there are held-out scores, `dice.png`, from the CSV files of a run."""
+    """`losses.png` and, where there are scores, `dice.png`, from the files of a run."""
     from clseg.report.curves import plot_curves
 
+    recipe = noted(run).get("recipe", {})
+    judges = "training" if recipe.get("validation", {}).get("split") == recipe.get("split", "train") else "held-out"
     losses = _series(table(run / "metrics.csv", METRICS), lambda row: [(f"{row['stage']} {name}", row["iteration"], row[name]) for name in list(row)[4:]])
     dice = _series(table(run / "validation.csv", VALIDATION), lambda row: [(f"{row['stage']} {row['structure']}", row["iteration"], row["dice"])])
-    for name, series, axis in (("losses.png", losses, "loss"), ("dice.png", dice, "Dice on held-out cases")):
+    for name, series, axis in (("losses.png", losses, "loss"), ("dice.png", dice, f"Dice on {judges} cases")):
         if series:
             plot_curves(run / name, series, "iteration", axis)
 
