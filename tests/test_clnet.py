@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -436,6 +437,26 @@ def test_tensors_that_nobody_knows_are_refused_by_name(tmp_path: Path, name: str
         state[name] = torch.zeros(1, 1, 1, 1, 1)
     with pytest.raises(WeightsError, match=told):
         taken(release, tmp_path)
+
+
+@pytest.mark.parametrize("value", ["text", torch.eye(4).to_sparse(), torch.zeros(4, dtype=torch.complex64)], ids=["text", "sparse", "complex"])
+def test_weights_that_are_no_numbers_of_their_own_are_refused(tmp_path: Path, value: object) -> None:
+    """Text, a sparse and a complex tensor in the place of a weight: file and name are in the sentence."""
+    release = Release()
+    name = next(name for name in release.states["MiniA"] if name.endswith(".weight"))
+    release.states["MiniA"][name] = value
+    with pytest.raises(WeightsError, match=f"task 'MiniA', .* does not fit: '{re.escape(name)}' is a .*, expected a dense tensor of real numbers"):
+        taken(release, tmp_path)
+
+
+@pytest.mark.parametrize("state", ["text", [1, 2], None])
+def test_a_state_that_is_no_table_is_refused(tmp_path: Path, state: object) -> None:
+    """`state_dict` is there and holds something else."""
+    release = Release()
+    base = release.write(tmp_path)
+    torch.save({"state_dict": state}, release.checkpoint(base, "MiniA"))
+    with pytest.raises(WeightsError, match=f"has a {type(state).__name__} as its state_dict"):
+        read_clnet(base)
 
 
 def test_heads_that_do_not_fit_are_refused(tmp_path: Path) -> None:

@@ -57,6 +57,13 @@ def test_a_tensor_of_another_network_is_refused() -> None:
         renamed({**weights(), "encoder.vit.blocks.0.attn.qkv.weight": torch.zeros(1)})
 
 
+@pytest.mark.parametrize("value", ["text", torch.eye(4).to_sparse(), torch.zeros(4, dtype=torch.complex64)], ids=["text", "sparse", "complex"])
+def test_what_is_no_tensor_of_numbers_is_refused(value: object) -> None:
+    """In the place of a bias: its name is in the sentence."""
+    with pytest.raises(WeightsError, match=r"'encoder\.stages\.0\.0\.convs\.0\.conv\.bias' is a .*, expected a dense tensor of real numbers"):
+        renamed({**weights(), "encoder.stages.0.0.convs.0.conv.bias": value})  # type: ignore[dict-item]
+
+
 @pytest.mark.parametrize("kind", ["plain", "residual"])
 def test_the_whole_list_is_checked(kind: str) -> None:
     """A tensor that is missing, in excess or of another shape is named; the complete list comes back as it was."""

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from clseg.errors import WeightsError
-from clseg.weights.importers.pickles import load_plain, load_torch
+from clseg.weights.importers.pickles import _reason, load_plain, load_torch, real
 
 OPENERS = [load_plain, load_torch]
 
@@ -70,6 +70,59 @@ def test_a_malicious_checkpoint_is_refused_by_name_and_does_not_run(tmp_path: Pa
     with pytest.raises(WeightsError, match=r"mkdir'"):
         load_torch(path)
     assert not (tmp_path / "ran").exists()
+
+
+def scripted(path: Path) -> None:
+    torch.jit.script(torch.nn.Linear(2, 2)).save(str(path))
+
+
+FOREIGN = {
+    "a program": (scripted, "is a TorchScript archive, which is a program, expected a dictionary with weights; nothing of it was run"),
+    "a plain pickle": (lambda path: path.write_bytes(pickle.dumps({"a": 1.5}, protocol=5)), r"cannot be read as plain weights \(Unsupported operand 149\)"),
+    "a newer protocol": (lambda path: torch.save({"w": torch.zeros(1)}, path, pickle_protocol=4), "cannot be read as plain weights"),
+    "a module": (lambda path: torch.save(torch.nn.Linear(2, 2), path), r"'torch\.nn\.modules\.linear\.Linear'"),
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_nobody_is_told_to_trust_a_file(tmp_path: Path, kind: str, recwarn: pytest.WarningsRecorder) -> None:
+    """Files that torch refuses: one line in our own words, without torch's hint to load it all the same, or its warnings."""
+    write, told = FOREIGN[kind]
+    path = tmp_path / "model.pth"
+    write(path)
+    recwarn.clear()
+    with pytest.raises(WeightsError, match=told) as caught:
+        load_torch(path)
+    said = f"{caught.value.message} {caught.value.tip}"
+    assert not any(word in said for word in ("weights_only", "safe_globals", "False", "docs", "\n"))
+    assert "sandbox" in str(caught.value.tip)
+    assert [str(one.message) for one in recwarn] == []
+
+
+def test_advice_is_left_out_whatever_torch_says(tmp_path: Path) -> None:
+    """A reason that names what would have to be allowed is not repeated."""
+    advice = "Weights only load failed. (1) Re-running with `weights_only` set to `False` will likely succeed.\n\tWeightsUnpickler error: Please use add_safe_globals([x]).\n\nCheck the documentation"
+    assert _reason(Exception(advice)) == ""
+    assert _reason(Exception(advice.replace("Please use add_safe_globals([x])", "Can only append to lists"))) == " (Can only append to lists)"
+
+
+ODD = {
+    "a str": lambda: "weights",
+    "a list": lambda: [1.0, 2.0],
+    "a sparse or nested tensor": lambda: torch.eye(2).to_sparse(),
+    "a tensor of complex numbers": lambda: torch.zeros(2, dtype=torch.complex64),
+    "a tensor without its numbers": lambda: torch.zeros(2, device="meta"),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_only_dense_tensors_of_real_numbers_are_weights(kind: str) -> None:
+    """Whatever else stands in the place of one is named; halves, whole numbers and parameters are real."""
+    with pytest.raises(WeightsError, match=f"'up.weight' is {kind}, expected a dense tensor of real numbers"):
+        real("up.weight", ODD[kind]())
+    for tensor in (torch.zeros(2).half(), torch.zeros(2, dtype=torch.int64), torch.nn.Parameter(torch.zeros(2))):
+        assert real("w", tensor) is tensor
 
 
 @pytest.mark.parametrize("name", [b"cnumpy\nload\n.", b"cbuiltins\ngetattr\n.", b"cnumpy.core.multiarray\nfrombuffer\n.", b"cnumpy\nndarray.tofile\n."])

@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from clseg.errors import WeightsError
+from clseg.weights.importers.pickles import real
 
 if TYPE_CHECKING:
     import torch
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     Tensors = dict[str, torch.Tensor]
 
 _WRAPPERS = ("module.", "_orig_mod.")  # of parallel training and of torch.compile
+_ENDS = (".weight", ".bias", ".weight_orig", ".weight_mask")  # of names under which a tensor must be
 _BLOCK = re.compile(r"(\d+)\.(?:(\d+)\.)?blocks\.(\d+)\.(conv|instnorm)\.(weight|bias)")
 _SUPPORT = re.compile(r"to_support\.(\d+)\.(0\.conv|0\.instnorm|1\.conv)\.(weight|bias)")
 _SUPPORT_NAMES = {"0.conv": "mix.conv", "0.instnorm": "mix.norm", "1.conv": "head"}
@@ -35,7 +37,13 @@ def state_of(content: Mapping[str, Any], source: str) -> Tensors:
     import torch
 
     state = content.get("state_dict", content)
-    tensors = {_unwrapped(name): tensor for name, tensor in state.items() if isinstance(tensor, torch.Tensor)}
+    if not isinstance(state, Mapping):
+        raise WeightsError(f"{source} has a {type(state).__name__} as its state_dict, expected tensors by name.")
+    named = {_unwrapped(name): value for name, value in state.items() if isinstance(name, str)}
+    try:
+        tensors = {name: real(name, value) for name, value in named.items() if isinstance(value, torch.Tensor) or name.endswith(_ENDS)}
+    except WeightsError as error:
+        raise WeightsError(f"{source} does not fit: {error.message}", tip=error.tip) from error
     sparse = next((name for name in tensors if ".model_sparse." in name), None)
     if sparse or not tensors:
         told = f"holds '{sparse}' of a sparse network, which the authors' program cannot load either" if sparse else "holds no weights"

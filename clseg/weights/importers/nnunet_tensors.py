@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from clseg.errors import WeightsError
 from clseg.network.checkpoint import refuse_no_numbers
 from clseg.network.spec import DecoderSpec, EncoderSpec
+from clseg.weights.importers.pickles import real
 
 if TYPE_CHECKING:
     import torch
@@ -31,14 +32,14 @@ _RULES = {  # theirs → part and ours
 
 
 def renamed(weights: Mapping[str, torch.Tensor]) -> tuple[TensorDict, TensorDict]:
-    """The encoder's and the decoder's tensors, float32; WeightsError for a tensor that no rule knows, and for weights that are no numbers."""
+    """The encoder's and the decoder's tensors, float32; WeightsError for a tensor that no rule knows, and for weights that are no real numbers."""
     parts: dict[str, TensorDict] = {"encoder": {}, "decoder": {}}
     for name, tensor in weights.items():
         theirs = _unwrapped(str(name))
         if _ALIAS.search(theirs):
             continue
         part, ours = _ours(theirs)
-        parts[part][ours] = tensor.detach().float().contiguous()
+        parts[part][ours] = real(theirs, tensor).detach().float().contiguous()
         refuse_no_numbers({theirs: parts[part][ours]}, "The checkpoint's weights")
     return parts["encoder"], parts["decoder"]
 

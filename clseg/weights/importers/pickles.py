@@ -10,15 +10,21 @@ from __future__ import annotations
 import pickle
 import pickletools
 import re
+import warnings
 import zipfile
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from clseg.errors import WeightsError
+
+if TYPE_CHECKING:
+    import torch
 
 _PLAIN_NAMES = {("collections", "OrderedDict"), ("numpy", "dtype"), ("numpy", "ndarray")} | {
     (f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in ("_reconstruct", "scalar")
 }
+_SANDBOX = "If you trust its author, load it in a sandbox and save its plain content alone: torch.save(state_dict)."
+_ADVICE = ("weights_only", "safe_globals", "torch.load")
 _REFUSED = re.compile(r"(?:Unsupported global: GLOBAL|GLOBAL|Unsupported class|Trying to load unsupported GLOBAL) ([\w.]+)")
 
 
@@ -32,7 +38,8 @@ def load_torch(path: Path) -> dict[str, Any]:
     from torch.serialization import safe_globals
 
     try:
-        with safe_globals(_plain()):
+        with safe_globals(_plain()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what torch thinks of the file is told in our own words
             content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise WeightsError(f"There is no file {path}.") from error
@@ -62,6 +69,25 @@ def load_plain(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise WeightsError(f"{path} holds a {type(content).__name__}, expected a dictionary.")
     return content
+
+
+def real(name: str, value: Any) -> torch.Tensor:
+    """The tensor called `name` of a checkpoint; WeightsError unless it is one of real numbers, each in its place."""
+    import torch
+
+    if not isinstance(value, torch.Tensor):
+        kind = f"a {type(value).__name__}"
+    elif value.is_nested or value.layout != torch.strided:
+        kind = "a sparse or nested tensor"
+    elif value.is_quantized:
+        kind = "a quantised tensor"
+    elif value.is_complex():
+        kind = "a tensor of complex numbers"
+    elif value.is_meta:
+        kind = "a tensor without its numbers"
+    else:
+        return value
+    raise WeightsError(f"'{name}' is {kind}, expected a dense tensor of real numbers.", tip="Save it as one: torch.save(state_dict).")
 
 
 class _PlainUnpickler(pickle.Unpickler):
@@ -102,12 +128,19 @@ def _refusal(path: Path, error: Exception) -> WeightsError:
         return _not_plain(path, name[1])
     if not _looks_whole(path):
         return WeightsError(f"{path} is not a file that torch.save wrote, or it is damaged.", tip="Copy or fetch it again.")
-    return WeightsError(f"{path} cannot be read as plain weights: {str(error).splitlines()[0][:200]}")
+    if "TorchScript" in str(error):
+        return WeightsError(f"{path} is a TorchScript archive, which is a program, expected a dictionary with weights; nothing of it was run.", tip=_SANDBOX)
+    return WeightsError(f"{path} cannot be read as plain weights{_reason(error)}, expected tensors, numbers and containers as torch.save stores them.", tip=_SANDBOX)
+
+
+def _reason(error: Exception) -> str:
+    """What torch says is the matter, in brackets; never its advice, which is to trust the file."""
+    told = str(error).rpartition("WeightsUnpickler error:")[2].strip().partition("\n")[0][:200]
+    return "" if not told or any(word in told for word in _ADVICE) else f" ({told.rstrip('.')})"
 
 
 def _not_plain(path: Path, name: str) -> WeightsError:
-    told = f"{path} wants to run or build '{name}', which is no plain content; nothing of it was run."
-    return WeightsError(told, tip="If you trust its author, load it in a sandbox and save its plain content alone: torch.save(state_dict).")
+    return WeightsError(f"{path} wants to run or build '{name}', which is no plain content; nothing of it was run.", tip=_SANDBOX)
 
 
 def _looks_whole(path: Path) -> bool:
