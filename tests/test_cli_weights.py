@@ -231,7 +231,7 @@ def test_verify_finds_the_damaged_file(server: WeightsServer, own_home: Path):
     path.write_bytes(path.read_bytes()[:-1] + b"?")
     result = call(*words)
     assert (result.exit_code, result.stdout) == (1, "")
-    assert "1 of 2 weight files are damaged" in result.stderr
+    assert "1 of 2 weight files are damaged or missing" in result.stderr
     assert str(path) in result.stderr.replace("\n", "")
 
 
@@ -343,6 +343,70 @@ def test_ones_own_file_that_is_gone_is_damage(tiny_model, own_home: Path):
     with pytest.raises(WeightsError) as told:
         fetch([asset])
     assert "import or add its model again" in str(told.value.tip)
+
+
+@pytest.fixture
+def elsewhere(own_home: Path, tmp_path: Path) -> Path:
+    """One's own list names the files of the model "tiny" as file:// in the folder that is returned."""
+    share = tmp_path / "share"
+    write_tiny_model(share, TINY_LABELS)
+    listing = json.loads((share / FILE_NAME).read_text())
+    for asset in listing["assets"].values():
+        asset["sources"] = [(share / asset["file"]).as_uri()]
+    (own_home / FILE_NAME).write_text(json.dumps(listing))
+    return share / "tiny"
+
+
+@pytest.mark.parametrize("fault", ["is not there", "has 5 bytes"])
+def test_a_file_elsewhere_that_is_not_whole_is_not_said_to_be_fetched(elsewhere: Path, fault: str) -> None:
+    """Nobody can download what only a file:// source holds: list, verify, fetch and path say so, and where a copy belongs."""
+    file = elsewhere / "tiny-lungs.safetensors"
+    file.unlink() if fault == "is not there" else file.write_bytes(b"12345")
+    assert "missing" in call("weights", "list", "-m", "tiny").stdout
+    assert "to fetch" not in call("weights", "list", "-m", "tiny").stdout
+    verified = call("weights", "verify", "-m", "tiny")
+    assert verified.exit_code == 1
+    assert f"{file} {fault}" in verified.stderr
+    assert "1 of 4 weight files are damaged or missing" in verified.stderr
+    assert "Files in folders that a manifest names: put whole copies there" in verified.stderr
+    assert "install clseg again" not in verified.stderr
+    fetched = call("weights", "fetch", "-m", "tiny")
+    assert fetched.exit_code == 1
+    assert "No address is known for it, so it cannot be fetched" in fetched.stderr
+    assert "of your own weights" not in fetched.stderr
+    told = call("weights", "path", "tiny-lungs")
+    assert (told.exit_code, "No address is known for it" in told.stderr, "weights fetch" in told.stderr) == (1, True, False)
+
+
+def test_a_mirror_is_an_address(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With CLSEG_WEIGHTS_URL every file can be fetched."""
+    (elsewhere / "tiny-lungs.safetensors").unlink()
+    monkeypatch.setenv("CLSEG_WEIGHTS_URL", "https://example.org/w")
+    assert "to fetch" in call("weights", "list", "-m", "tiny").stdout
+    assert call("weights", "verify", "-m", "tiny").exit_code == 0
+
+
+def test_a_model_of_files_elsewhere_is_taken_from_the_list(elsewhere: Path, own_home: Path) -> None:
+    """`remove --own` says that the entry is gone and that the files stay; it counts none of them as deleted."""
+    result = call("weights", "remove", "-m", "tiny", "--own")
+    assert result.exit_code == 0, result.stderr
+    assert f"'tiny' is no longer listed in {own_home / FILE_NAME}" in result.stderr
+    assert f"tiny-lungs lies in a folder of yours and stays: {elsewhere / 'tiny-lungs.safetensors'}" in result.stderr
+    assert "0 files deleted" in result.stderr
+    assert len(list(elsewhere.iterdir())) == 4
+    assert "tiny" not in json.loads((own_home / FILE_NAME).read_text())["models"]
+
+
+def test_what_does_not_come_back_is_told(elsewhere: Path, own_home: Path) -> None:
+    """A file that was brought into the cache by hand, and has no address, is deleted with a warning."""
+    file = elsewhere / "tiny-lungs.safetensors"
+    place = cached_path(manifest().asset("tiny-lungs"), own_home)
+    place.parent.mkdir(parents=True)
+    file.rename(place)
+    result = call("weights", "remove", "tiny-lungs")
+    assert "No address is known for tiny-lungs: it does not come back by itself" in result.stderr
+    assert "1 files deleted" in result.stderr
+    assert not place.exists()
 
 
 def test_words_that_do_not_go_together():

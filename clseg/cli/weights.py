@@ -26,6 +26,14 @@ AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of a table.")
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but errors.")]
 
 
+MENDS = {  # what to do about damaged files, by whose they are
+    "cache": "Downloaded files: `clseg weights remove NAME`, then `fetch`.",
+    "package": "Files of the package: install clseg again.",
+    "own": "Your own: import or add their model again.",
+    "folder": "Files in folders that a manifest names: put whole copies there; clseg does not fetch them.",
+}
+
+
 @app.callback()
 def weights() -> None:
     """Weights: list, fetch, verify, remove, carry elsewhere, publish."""
@@ -47,7 +55,7 @@ def list_weights(
             terminal.result(json.dumps({"models": facts}, indent=2, ensure_ascii=False))
             return
         for name, held in found.items():
-            rows = [[one.asset.name, one.asset.kind, f"{one.asset.bytes:,}", one.asset.licence, one.place or "to fetch", str(one.path or "")] for one in held]
+            rows = [[one.asset.name, one.asset.kind, f"{one.asset.bytes:,}", one.asset.licence, one.place or _lacking(one.asset), str(one.path or "")] for one in held]
             terminal.table(f"Model '{name}': {listing.model(name).description}", ["weights", "kind", "bytes", "licence", "here", "file"], rows)
 
 
@@ -83,8 +91,8 @@ def verify(model: Models = None, manifest: OtherManifest = None, allow_http: All
         for one in bad:
             terminal.warn(f"{one.path} {one.fault}")
         if bad:
-            tip = "Downloaded files: `clseg weights remove`, then `fetch`. Files of the package: install clseg again. Your own: bring them again."
-            raise WeightsError(f"{len(bad)} of {len(good) + len(bad)} weight files are damaged.", tip=tip)
+            tip = " ".join(MENDS[place] for place in MENDS if any(one.place == place for one in bad))
+            raise WeightsError(f"{len(bad)} of {len(good) + len(bad)} weight files are damaged or missing.", tip=tip)
         terminal.result(f"{len(good)} weight file{'s are' if len(good) != 1 else ' is'} whole")
 
 
@@ -97,7 +105,7 @@ def path(
     terminal = Terminal()
     with exit_codes(terminal):
         from clseg.environment import environment
-        from clseg.weights.cache import cached_path, locate
+        from clseg.weights.cache import cached_path, fetchable, locate
 
         if own and asset is not None:
             raise UsageError("--own is a folder, and does not go with the name of a weight file.", tip=f"clseg weights path {asset}")
@@ -108,7 +116,8 @@ def path(
         wanted = _listing().asset(asset)
         found = locate(wanted)
         if found is None:
-            tip = f"`clseg weights fetch` brings it; by hand it belongs at {cached_path(wanted, settings.home)}."
+            place = cached_path(wanted, settings.home)
+            tip = f"`clseg weights fetch` brings it; by hand it belongs at {place}." if fetchable(wanted) else f"No address is known for it; by hand it belongs at {place}."
             raise WeightsError(f"The weights '{asset}' are not on this machine.", tip=tip)
         terminal.result(str(found))
 
@@ -134,7 +143,7 @@ def remove(
         if everything + bool(model) + bool(assets) != 1 or (own and not model):
             raise UsageError("Say what to remove: names, --model or --all; --own goes with --model.", tip="`clseg weights list` shows what there is.")
         if own:
-            gone = _removed_own(model or [])
+            gone = _removed_own(model or [], terminal)
         elif everything:
             gone = stock.remove_all()
         else:
@@ -142,6 +151,7 @@ def remove(
             chosen = _downloaded(listing, assets, model)
             gone = stock.remove(chosen)
             _tell_what_stays(chosen, terminal)
+            _tell_what_is_lost(chosen, gone, terminal)
         terminal.note(f"{len(gone)} files deleted")
 
 
@@ -283,10 +293,41 @@ def _tell_what_stays(assets: list[Asset], terminal: Terminal) -> None:
             terminal.note(f"{one.asset.name} {why[one.place]} and stays: {one.path}")
 
 
-def _removed_own(models: list[str]) -> list[Path]:
-    from clseg.weights import own
+def _tell_what_is_lost(assets: list[Asset], gone: list[Path], terminal: Terminal) -> None:
+    """Deleted files that nobody can download again: they came in a bundle, or by hand."""
+    from clseg.environment import environment
+    from clseg.weights.cache import cached_path, fetchable
+    from clseg.weights.stock import holdings
 
-    return [file for name in models for file in own.remove(name)]
+    for one in holdings(assets):
+        if one.path is None and not fetchable(one.asset) and cached_path(one.asset, environment().home) in gone:
+            terminal.warn(f"No address is known for {one.asset.name}: it does not come back by itself.")
+
+
+def _lacking(asset: Asset) -> str:
+    """What can be done about an asset that is not on this machine."""
+    from clseg.weights.cache import fetchable
+
+    return "to fetch" if fetchable(asset) else "missing"
+
+
+def _removed_own(models: list[str], terminal: Terminal) -> list[Path]:
+    """The files that went with the models; of entries that name files elsewhere it is said that those stay."""
+    from clseg.environment import environment
+    from clseg.manifest import FILE_NAME, Manifest
+    from clseg.weights import own
+    from clseg.weights.stock import holdings
+
+    gone = []
+    for name in models:
+        path = environment().own / FILE_NAME
+        listed = holdings(Manifest.read(path).closed([name]).assets) if path.is_file() else []
+        gone += own.remove(name)
+        terminal.note(f"'{name}' is no longer listed in {path}")
+        for one in listed:
+            if one.place == "folder":
+                terminal.note(f"{one.asset.name} lies in a folder of yours and stays: {one.path}")
+    return gone
 
 
 def _own_models() -> list[str]:

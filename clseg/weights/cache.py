@@ -101,6 +101,16 @@ def local_sources(asset: Asset) -> list[tuple[str, Path]]:
     return [(one, _local_path(one, asset.folder)) for one in asset.sources if not is_remote(one)]
 
 
+def fetchable(asset: Asset) -> bool:
+    """Whether there is an address, its own or a mirror's, from which the asset can be downloaded."""
+    return any(map(is_remote, _sources(asset, NOTHING_SAID, environment().mirror)))
+
+
+def is_own(path: Path) -> bool:
+    """Whether a file lies in the folder of the user's own weights."""
+    return environment().own in path.parents
+
+
 def is_remote(source: str) -> bool:
     """True for a source that must be fetched over the network."""
     return source.startswith(("https://", "http://"))
@@ -312,6 +322,8 @@ def _unavailable(one: _Search, failures: Iterable[str]) -> WeightsError:
     tip = f"Bring the file ({_identity(one.asset)}) as {one.cached}."
     if any(source.startswith("package:") for source in one.asset.sources):
         tip = f"{_TIP_PACKAGE} {tip}"
+    elif not one.remote and not any(is_own(path) for _, path in local_sources(one.asset)):
+        tip = f"No address is known for it, so it cannot be fetched: see whether its folder is there (a share?) and put a whole copy back. {tip}"
     elif not one.remote:
         tip = f"It is of your own weights and cannot be fetched: import or add its model again (`clseg weights remove --model NAME --own` first). {tip}"
     which = f"'{one.asset.name}' ({one.asset.file})"

@@ -86,7 +86,8 @@ def remove(model: str, *, home: Path | None = None) -> tuple[Path, ...]:
         new = _without_model(old, model)
         new.write(path)
         kept = {asset.file for asset in new.assets}
-        gone = tuple(home / asset.file for asset in old.assets if asset.file not in kept)
+        places = (home / asset.file for asset in old.assets if asset.file not in kept)
+        gone = tuple(file for file in places if file.is_file())  # where an entry names a file elsewhere there is none
         for file in gone:
             file.unlink(missing_ok=True)
     return gone

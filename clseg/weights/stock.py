@@ -37,10 +37,11 @@ class Holding:
 
 @dataclass(frozen=True)
 class Damage:
-    """A file that is not what it should be, and what is wrong with it, as the end of a sentence."""
+    """A file that is not what it should be, what is wrong with it, as the end of a sentence, and whose it is (`place`, a word above)."""
 
     path: Path
     fault: str
+    place: str
 
 
 def holdings(assets: Iterable[Asset], *, home: Path | None = None) -> list[Holding]:
@@ -52,15 +53,20 @@ def holdings(assets: Iterable[Asset], *, home: Path | None = None) -> list[Holdi
 def verify(assets: Iterable[Asset], *, home: Path | None = None) -> tuple[list[Path], list[Damage]]:
     """Hash every file that is here: those of the assets, and whatever else lies in the cache; the good and the bad ones.
 
-    A file of the package or of the user's own that should be there and is not is damage, too.
+    A file that should be there, is not, and cannot be fetched is damage, too: of the package, of the
+    user's own, or in the folder that is the only place its manifest names.
     """
     home = home or environment().home
-    faults = {path: cache.fault_of(path, asset) for asset in assets for path in _expected(asset, home)}
+    faults: dict[Path, str | None] = {}
+    words: dict[Path, str] = {}
+    for asset in assets:
+        words |= {path: place for path, place in _places(asset, home)}
+        faults |= {path: cache.fault_of(path, asset) for path in _expected(asset, home)}
     for path in _cached_files(home):
         if path not in faults:
             faults[path] = _fault_by_name(path)
     good = [path for path, fault in faults.items() if fault is None]
-    return good, [Damage(path, fault) for path, fault in faults.items() if fault]
+    return good, [Damage(path, fault, words.get(path, "cache")) for path, fault in faults.items() if fault]
 
 
 def remove(assets: Iterable[Asset], *, home: Path | None = None) -> list[Path]:
@@ -95,12 +101,15 @@ def _places(asset: Asset, home: Path) -> list[tuple[Path, str]]:
 def _place_of(source: str, path: Path) -> str:
     if source.startswith("package:"):
         return "package"
-    return "own" if environment().own in path.parents else "folder"
+    return "own" if cache.is_own(path) else "folder"
 
 
 def _expected(asset: Asset, home: Path) -> list[Path]:
-    """The files of an asset that are here, and those of the package and one's own, which cannot be fetched, even if they are not."""
-    return [path for path, place in _places(asset, home) if place in ("package", "own") or path.exists()]
+    """The files of an asset that are here, and those that should be and cannot be fetched: of the package, one's own, or the only one in a folder."""
+    places = _places(asset, home)
+    found = [path for path, place in places if place in ("package", "own") or path.exists()]
+    first, kind = places[0]
+    return [first] if kind == "folder" and not found and not cache.fetchable(asset) else found
 
 
 def _cached_files(home: Path) -> list[Path]:
