@@ -11,7 +11,7 @@ import typer
 from typer.testing import CliRunner, Result
 
 from clseg.cli.cases import cases
-from tests.small_dataset import write_dataset
+from tests.small_dataset import BODY, GROW, LADDER, write_dataset, written
 
 app = typer.Typer()
 app.command()(cases)
@@ -60,3 +60,25 @@ def test_an_unknown_kind_is_refused(tmp_path: Path) -> None:
     result = run(write_dataset(tmp_path), "--kind", "teach")
     assert result.exit_code == 2
     assert "given 'teach'" in result.stderr
+
+
+def test_the_kind_of_a_recipe_need_not_be_said(tmp_path: Path) -> None:
+    """A recipe of `clseg learn` is understood, and it is said as what; a typo in it is told as one of its own kind."""
+    write_dataset(tmp_path)
+    recipe = written(tmp_path, GROW, 'model = "tiny"', BODY, LADDER)
+    result = run(recipe)
+    assert result.exit_code == 0, result.output
+    assert "is a recipe of the kind 'learn'; --kind says otherwise" in result.stderr
+    assert "3 cases, 0 errors" in result.stderr
+    typo = run(written(tmp_path, GROW, 'modell = "tiny"', BODY, LADDER))
+    assert typo.exit_code == 2
+    assert "Unknown key 'modell'" in typo.stderr
+    assert "Did you mean 'model'?" in typo.stderr
+
+
+def test_a_kind_that_is_said_counts(tmp_path: Path) -> None:
+    """With --kind train the same recipe is refused as one of `clseg train`."""
+    write_dataset(tmp_path)
+    result = run(written(tmp_path, GROW, 'model = "tiny"', BODY, LADDER), "--kind", "train")
+    assert result.exit_code == 2
+    assert "Unknown key" in result.stderr

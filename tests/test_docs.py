@@ -127,11 +127,11 @@ def test_the_readme_shows_commands():
 @pytest.mark.parametrize(("document", "words"), [t for t in typed() if any(w.startswith("recipes/") for w in t[1])] or [NOTHING], ids=shown_as)
 def test_recipes_that_are_named_are_there(document, words):
     """A recipe in a command can be read as one."""
-    from clseg.recipe import KINDS, Recipe, read_recipe
+    from clseg.recipe import KINDS, Recipe, likeliest_kind, read_recipe
 
     for word in words:
         if word.startswith("recipes/"):
-            name = words[words.index("--kind") + 1] if "--kind" in words else words[0]
+            name = words[words.index("--kind") + 1] if "--kind" in words else likeliest_kind(ROOT / word) if words[0] == "cases" else words[0]
             kind = KINDS.get(name, Recipe)
             assert read_recipe(ROOT / word, kind).name
 

@@ -22,6 +22,7 @@ from clseg.recipe import (
     Recipe,
     UpdateRecipe,
     from_dict,
+    likeliest_kind,
     read_recipe,
     template,
     to_dict,
@@ -366,3 +367,44 @@ def test_an_update_keeps_a_share(key: str, value: float) -> None:
     """`keep` is a share and `allowed_loss` no gain."""
     with pytest.raises(RecipeError, match=key):
         from_dict({**tomllib.loads(template("update")), key: value}, HERE, UpdateRecipe)
+
+
+# ---- of which kind ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_keys_tell_the_kind(tmp_path: Path, kind: str) -> None:
+    """Every template is of its own kind, also with a key that nobody knows."""
+    path = tmp_path / "r.toml"
+    path.write_text(template(kind))
+    assert likeliest_kind(path) == kind
+    path.write_text("sede = 3\n" + template(kind))
+    assert likeliest_kind(path) == kind
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ('name = "x"\n[[dataset]]\n[[decoder]]\n', "train"),  # fits learn as well
+        ('name = "x"\nmodel = "starter"\n[[dataset]]\n[[decoder]]\n', "learn"),
+        ('name = "x"\ndecoder = "lungs"\n[[dataset]]\n', "update"),
+        ('name = "x"\n[[dataset]]\n[ladder]\n', "prune"),
+    ],
+)
+def test_what_a_recipe_names_tells_its_kind(tmp_path: Path, text: str, kind: str) -> None:
+    """New decoders are tables, one of the model is a name, none is a pruning; of kinds that fit equally the first."""
+    (tmp_path / "r.toml").write_text(text)
+    assert likeliest_kind(tmp_path / "r.toml") == kind
+
+
+def test_keys_of_an_extended_recipe_count(tmp_path: Path) -> None:
+    """A recipe that says only what is different is of the kind of the one below."""
+    (tmp_path / "below.toml").write_text(template("update"))
+    (tmp_path / "r.toml").write_text('extends = "below.toml"\nname = "mine"\n')
+    assert likeliest_kind(tmp_path / "r.toml") == "update"
+
+
+def test_what_is_no_toml_has_no_kind(tmp_path: Path) -> None:
+    """The sentence is that of reading it."""
+    with pytest.raises(RecipeError, match="There is no recipe at"):
+        likeliest_kind(tmp_path / "r.toml")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def cases(
     recipe: Annotated[Path, typer.Argument(help="TOML recipe of a training.")],
-    kind: Annotated[str, typer.Option("--kind", help="Which command the recipe is for: train, learn, update or prune.")] = "train",
+    kind: Annotated[str | None, typer.Option("--kind", help="Which command the recipe is for: train, learn, update or prune. Default: the one that its keys fit.", show_default=False)] = None,
     everything: Annotated[bool, typer.Option("--all", help="Also list structures that no decoder of the recipe learns.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="JSON instead of tables.")] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but errors.")] = False,
@@ -28,9 +28,12 @@ def cases(
     terminal = Terminal(quiet=quiet)
     with exit_codes(terminal):
         from clseg.cli.progress import Bars
-        from clseg.recipe import KINDS, read_recipe
+        from clseg.recipe import KINDS, likeliest_kind, read_recipe
         from clseg.training.inspect import inspect_cases
 
+        if kind is None:
+            kind = likeliest_kind(recipe)
+            terminal.note(f"By its keys {recipe} is a recipe of the kind '{kind}'; --kind says otherwise")
         if kind not in KINDS:
             raise UsageError(f"The kind of a recipe is {', '.join(KINDS)}, given '{kind}'.")
         findings = inspect_cases(read_recipe(recipe, KINDS[kind]), report=Bars(terminal))

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from clseg.recipe.bodypart import BodypartRecipe
 from clseg.recipe.commands import LearnRecipe, PruneRecipe, Recipe, UpdateRecipe
+from clseg.recipe.kind import likeliest_kind
 from clseg.recipe.parts import (
     AugmentRecipe,
     DatasetRecipe,
@@ -51,6 +52,7 @@ __all__ = [
     "UpdateRecipe",
     "ValidationRecipe",
     "from_dict",
+    "likeliest_kind",
     "read_recipe",
     "template",
     "to_dict",

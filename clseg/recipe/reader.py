@@ -23,7 +23,12 @@ def read_recipe(path: Path, kind: type[Kind] = Recipe) -> Kind:  # type: ignore[
     same folder: tables are joined key by key, everything else, lists and [[tables]] too,
     takes the other's place.  Raises RecipeError with the key, what it holds and what was expected.
     """
-    return from_dict(_with_what_it_extends(Path(path), ()), Path(path).resolve().parent, kind)
+    return from_dict(tables(path), Path(path).resolve().parent, kind)
+
+
+def tables(path: Path) -> dict[str, Any]:
+    """The keys of a recipe as they are written, joined with those of the recipes that it extends; RecipeError as `read_recipe`."""
+    return _with_what_it_extends(Path(path), ())
 
 
 def _with_what_it_extends(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
@@ -83,13 +88,14 @@ def build(kind: Any, data: Any, where: str, **extra: Any) -> Any:
         near = get_close_matches(unknown[0], known, 1, 0.7)
         tip = f"Did you mean '{near[0]}'?" if near else f"Known keys: {', '.join(known)}."
         raise RecipeError(f"Unknown key '{unknown[0]}' in [{where}].", tip=tip)
-    needed = [name for name, f in known.items() if _required(f) and name not in data]
+    needed = [name for name, f in known.items() if required(f) and name not in data]
     if needed:
         raise RecipeError(f"[{where}] lacks '{needed[0]}'.", tip="`clseg recipe new` prints a recipe with all its keys, for every kind of training.")
     return kind(**{k: _value(hints[k], v, f"{where}.{k}") for k, v in data.items()}, **extra)
 
 
-def _required(field: dataclasses.Field) -> bool:
+def required(field: dataclasses.Field) -> bool:
+    """Whether a recipe must have this key."""
     return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
