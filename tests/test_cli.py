@@ -892,6 +892,28 @@ def test_closed_streams_do_not_matter(tiny, ct, tmp_path):
     assert shell("$CLSEG rois >&-").returncode == 0
 
 
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [("-h", 141), ("weights -h", 141), ("bogus 2>&1", 2), ("rois nonsense 2>&1", 2), ("cases nothing.toml 2>&1", 2), ("weights path lost 2>&1", 2), ("rois", 0)],
+)
+def test_a_pipe_that_nobody_reads_ends_quietly(words: str, code: int):
+    """Help ends as programs do whose reader has gone (141), an error with its own code; nothing is said of it."""
+    done = shell(f"{{ $CLSEG {words}; echo $? >&2; }} | true")
+    *said, ended = done.stderr.decode().split("\n")[:-1]
+    assert int(ended) == code
+    assert said == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize("words", ["-h", "weights -h"])
+def test_help_on_a_full_disk_is_a_sentence(words: str):
+    """As with every other output."""
+    done = shell(f"$CLSEG {words} > /dev/full")
+    assert done.returncode == 1
+    assert b"The output cannot be written: no space left on device." in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 def test_a_full_disk_behind_stdout_is_a_sentence():
     """No fault of ours, exit code 1."""

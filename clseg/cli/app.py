@@ -12,14 +12,14 @@ from typer.core import TyperGroup
 from clseg.cli import bodypart, recipe, weights, weights_import
 from clseg.cli.cases import cases
 from clseg.cli.check import check
-from clseg.cli.console import code_of
+from clseg.cli.console import Terminal, code_of, code_of_failure
 from clseg.cli.demo import demo
 from clseg.cli.evaluate import evaluate
 from clseg.cli.learn import learn, prune, update
 from clseg.cli.rois import rois
 from clseg.cli.segment import run
 from clseg.cli.stats import stats
-from clseg.cli.streams import end_on_sigterm, sound_streams
+from clseg.cli.streams import code_of_end, end_on_sigterm, sound_streams
 from clseg.cli.train import export, train
 from clseg.waiting import be_considerate
 
@@ -69,7 +69,7 @@ app.add_typer(recipe.app, name="recipe", rich_help_panel=TEACH)
 
 
 def main() -> None:
-    """Entry point of the `clseg` program; Ctrl-C before a command has begun ends as quietly as after."""
+    """Entry point of the `clseg` program; Ctrl-C before a command has begun ends as quietly as after, and so does help that nobody reads."""
     sound_streams()
     end_on_sigterm()
     be_considerate()
@@ -77,3 +77,7 @@ def main() -> None:
         app(prog_name="clseg")
     except KeyboardInterrupt as error:
         raise SystemExit(code_of(error)) from None
+    except SystemExit as end:
+        raise SystemExit(code_of_end(end)) from None
+    except OSError as error:  # help that cannot be printed
+        raise SystemExit(code_of_failure(error, Terminal())) from None

@@ -109,6 +109,17 @@ def code_of(interruption: KeyboardInterrupt) -> int:
     return TERMINATED if isinstance(interruption, Terminated) else INTERRUPTED
 
 
+def code_of_failure(error: Exception, terminal: Terminal) -> int:
+    """The exit code of an error outside of all commands, which is told as within them."""
+    import typer
+
+    try:
+        with exit_codes(terminal):
+            raise error
+    except typer.Exit as end:
+        return end.exit_code
+
+
 @contextmanager
 def exit_codes(terminal: Terminal) -> Iterator[None]:
     """Turn every error raised on purpose into one sentence and an exit code.

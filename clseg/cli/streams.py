@@ -6,6 +6,8 @@ import os
 import signal
 import sys
 
+UNREAD = 141  # 128 + SIGPIPE, as shells expect
+
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM, by which schedulers and containers end a program: like Ctrl-C, nothing half-written is left."""
@@ -25,6 +27,20 @@ def sound_streams() -> None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  (as long as the program)
         elif hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+
+
+def code_of_end(end: SystemExit) -> object:
+    """The exit code of a program that ends, also where nobody reads what it prints any more (`clseg -h | head -1`).
+
+    It is then that of what was to be told, such as a wrong call, and 141 where that was no
+    error: help, of which somebody has seen enough.
+    """
+    behind = end.__context__
+    if not isinstance(behind, BrokenPipeError):
+        return end.code
+    while behind is not None and not isinstance(code := getattr(behind, "exit_code", None), int):
+        behind = behind.__context__
+    return UNREAD if behind is None else code
 
 
 def end_on_sigterm() -> None:
