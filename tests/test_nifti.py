@@ -93,6 +93,25 @@ def test_slope_and_intercept(tmp_path, slope, inter, dtype):
     assert volume.array.dtype == dtype
 
 
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(("slope", "inter"), [(NAN, NAN), (NAN, 0), (0, NAN), (0, INF)])
+def test_a_scaling_that_is_not_written_is_none(tmp_path, slope, inter):
+    """NaN for both, as headers of nibabel have it before they are saved; beside a slope of 0 the intercept means nothing."""
+    path = patched(saved(tmp_path / "ct.nii", scan()), 112, np.array([slope, inter], "<f4").tobytes())
+    np.testing.assert_array_equal(read_nifti(path).array, scan())
+
+
+@pytest.mark.parametrize(("slope", "inter"), [(INF, 0), (-INF, -1024), (INF, NAN), (1, NAN), (1, INF), (2, -INF), (NAN, -1024), (NAN, INF)])
+def test_a_scaling_by_what_is_no_number_is_refused(tmp_path, slope, inter):
+    """Nobody knows which HU are meant; the stored numbers are not taken for them."""
+    path = patched(saved(tmp_path / "ct.nii", scan()), 112, np.array([slope, inter], "<f4").tobytes())
+    with pytest.raises(InputError, match=f"damaged NIfTI header: its values are to be taken {slope:g} times and raised by {inter:g}, expected two numbers") as told:
+        read_nifti(path)
+    assert "DICOM" in told.value.tip
+
+
 @pytest.mark.parametrize(("qform_code", "sform_code"), [(1, 2), (0, 3), (4, 0), (0, 0)])
 def test_sform_then_qform_then_voxel_size(tmp_path, qform_code, sform_code):
     """The transform with a code counts, the sform first; the header says what the file had."""

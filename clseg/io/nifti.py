@@ -225,19 +225,27 @@ def _offset(header: Nifti1Header) -> int:
 
 
 def _scaled(array: np.ndarray, header: Nifti1Header, path: Path) -> np.ndarray:
-    from nibabel.spatialimages import HeaderDataError
-
-    try:
-        slope, inter = header.get_slope_inter()
-    except HeaderDataError as error:
-        raise InputError(f"'{path}' has a damaged NIfTI header: {error}.") from error
-    if slope is None or (slope == 1 and not inter):
+    slope, inter = _scaling(header, path)
+    if slope == 1 and inter == 0:
         return float32_or_integer(array, path)
     with np.errstate(over="ignore", invalid="ignore"):
         scaled = array.astype(np.float32)
         scaled *= np.float32(slope)
-        scaled += np.float32(inter or 0)
+        scaled += np.float32(inter)
     return scaled
+
+
+def _scaling(header: Nifti1Header, path: Path) -> tuple[float, float]:
+    """Slope and intercept; a slope of 0, or none written at all (NaN), means that the values are as they are."""
+    slope, inter = float(header["scl_slope"]), float(header["scl_inter"])
+    if slope == 0 or (np.isnan(slope) and (np.isnan(inter) or inter == 0)):
+        return 1.0, 0.0
+    if not (np.isfinite(slope) and np.isfinite(inter)):
+        raise InputError(
+            f"'{path}' has a damaged NIfTI header: its values are to be taken {slope:g} times and raised by {inter:g}, expected two numbers.",
+            tip="Convert the scan again from its DICOM series.",
+        )
+    return slope, inter
 
 
 def _split_extensions(block: bytes, endianness: str) -> list[bytes]:
