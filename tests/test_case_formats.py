@@ -17,6 +17,7 @@ from clseg.io.nifti import write_mask
 from clseg.recipe import DatasetRecipe, Recipe, from_dict
 from clseg.training.cases import Case, find_cases, named, read_grid, read_masks, read_unknown
 from clseg.training.cases.split import by_name
+from clseg.training.inspect import inspect_cases
 from clseg.volume import Volume
 from tests.small_dataset import write_nifti
 
@@ -103,6 +104,39 @@ def test_nnunet_folds(tmp_path: Path, place: str) -> None:
         assert (names_of(find_cases(plan)), names_of(find_cases(plan, "val"))) == (train, val)
     with pytest.raises(RecipeError, match=r"Dataset 'nn' asks for fold 2, .* has 2 folds"):
         find_cases(recipe(tmp_path, {**plain, "fold": 2}))
+
+
+def folds(folder: Path, *found: object) -> None:
+    (folder / "raw" / "Dataset001_Tiny" / "splits_final.json").write_text(json.dumps(found))
+
+
+def test_nnunet_cases_of_a_fold_that_are_not_there(tmp_path: Path) -> None:
+    """They are told in one sentence, as cases of an index are, and left out; what is there is learned from."""
+    data = nnunet(tmp_path)
+    folds(tmp_path, {"train": ["a", "b", "gone"], "val": ["c", "lost"]})
+    plan = recipe(tmp_path, data)
+    assert (names_of(find_cases(plan)), names_of(find_cases(plan, "val"))) == (["a", "b"], ["c"])
+    told = [one.sentence for one in inspect_cases(plan).warnings]
+    assert "Listed, but without any file, and so left out: 2 cases (gone, lost)." in told
+    assert not [sentence for sentence in told if "without a CT" in sentence]
+
+
+def test_nnunet_folds_of_other_names(tmp_path: Path) -> None:
+    """A list of file names in place of names: the cases are in no split, and the names are told as not there."""
+    data = nnunet(tmp_path)
+    folds(tmp_path, {"train": ["a.nii.gz", "b.nii.gz"], "val": ["c.nii.gz"]})
+    told = [one.sentence for one in inspect_cases(recipe(tmp_path, data)).warnings]
+    assert "Listed, but without any file, and so left out: 3 cases (a.nii.gz, b.nii.gz, c.nii.gz)." in told
+    assert "3 cases (a, b, c) are in no split and are left out." in told
+
+
+@pytest.mark.parametrize("fold", [{"train": ["a"]}, {"train": "abc", "val": []}, {"train": [["a"]], "val": []}, ["a"], {"train": None, "val": []}])
+def test_nnunet_folds_that_are_none_are_refused(tmp_path: Path, fold: object) -> None:
+    """Words, nested lists and missing parts in splits_final.json are one sentence."""
+    data = nnunet(tmp_path)
+    folds(tmp_path, fold)
+    with pytest.raises(RecipeError, match=r"splits_final\.json must be a list of folds, each with the names of its cases in train and val"):
+        find_cases(recipe(tmp_path, data))
 
 
 @pytest.mark.parametrize(

@@ -142,7 +142,10 @@ def _per_dataset(read: Sequence[Contents], dataset: DatasetRecipe, wanted: set[s
     if not read:
         return [Finding(WARNING, dataset.name, "", f"No case matches {list(dataset.cases)}.")]
     sentences = []
-    if left := [one.case.name for one in read if not usable(one.case)]:
+    unusable = [one.case for one in read if not usable(one.case)]
+    if lost := [case.name for case in unusable if not case.files()]:
+        sentences.append(f"Listed, but without any file, and so left out: {_cases(lost)}.")
+    if left := [case.name for case in unusable if case.files()]:
         sentences.append(f"{_cases(left)} without a CT are left out.")
     if left := [one.case.name for one in read if not one.case.split]:
         sentences.append(f"{_cases(left)} are in no split and are left out.")

@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +24,22 @@ SPLITS = "splits_final.json"
 def cases(dataset: DatasetRecipe, base: Path) -> list[Case]:
     """The labelled cases by name: training cases split by `fold` or by share, then test cases.
 
+    Cases that the fold names and that are not there come last, without any file.
     Raises RecipeError when the folder is no dataset of version 2 with one CT channel
     and one id per label.
     """
     root = (base / dataset.path).resolve()
     facts = _facts(root, dataset)
     names = _labels(facts, dataset)
-    where = _split_of(root, dataset)
+    splits = _splits(root, dataset)
     found = []
     for name, (image, label) in _files(root, facts, "Tr", dataset).items():
-        found.append(Case(name, where(name), dataset, root, image, (LabelMap(label, names),)))
+        split = by_name(name, dataset.val_share) if splits is None else splits.get(name, "")
+        found.append(Case(name, split, dataset, root, image, (LabelMap(label, names),)))
     for name, (image, label) in _files(root, facts, "Ts", dataset).items():
         found.append(Case(name, "test", dataset, root, image, (LabelMap(label, names),)))
-    return found
+    there = {case.name for case in found}
+    return [*found, *(Case(name, split, dataset, root, None) for name, split in (splits or {}).items() if name not in there)]
 
 
 def _facts(root: Path, dataset: DatasetRecipe) -> dict[str, Any]:
@@ -99,22 +101,25 @@ def _listed(root: Path, table: Any, dataset: DatasetRecipe) -> dict[str, tuple[P
         raise RecipeError(f"'dataset' in dataset.json of '{dataset.name}' must give every case its images and its label, given {str(table)[:80]}.") from error
 
 
-def _split_of(root: Path, dataset: DatasetRecipe) -> Callable[[str], str]:
-    """A function case → split: from splits_final.json (a case it does not list has none), else a share by name."""
+def _splits(root: Path, dataset: DatasetRecipe) -> dict[str, str] | None:
+    """Case → split as splits_final.json says (a case it does not list has none); None where there is no such file."""
     places = (root / SPLITS, root.parent.parent / "nnUNet_preprocessed" / root.name / SPLITS)
     file = next((place for place in places if place.is_file()), None)
     if file is None:
-        return lambda name: by_name(name, dataset.val_share)
+        return None
     folds = _json(file, dataset)
-    if not isinstance(folds, list) or not all(isinstance(f, dict) and {"train", "val"} <= set(f) for f in folds):
-        raise RecipeError(f"{file} must be a list of folds with train and val.")
+    if not isinstance(folds, list) or not all(map(_is_fold, folds)):
+        raise RecipeError(f"{file} must be a list of folds, each with the names of its cases in train and val.")
     if dataset.fold >= len(folds):
         raise RecipeError(f"Dataset '{dataset.name}' asks for fold {dataset.fold}, {file} has {len(folds)} folds, from 0.")
     fold = folds[dataset.fold]
     if both := sorted(set(fold["train"]) & set(fold["val"])):
         raise RecipeError(f"{file} has the case '{both[0]}' in both train and val of fold {dataset.fold}.")
-    splits = {str(name): split for split in ("train", "val") for name in fold[split]}
-    return lambda name: splits.get(name, "")
+    return {name: split for split in ("train", "val") for name in fold[split]}
+
+
+def _is_fold(fold: Any) -> bool:
+    return isinstance(fold, dict) and all(isinstance(fold.get(part), list) and all(isinstance(name, str) for name in fold[part]) for part in ("train", "val"))
 
 
 def _json(path: Path, dataset: DatasetRecipe) -> Any:
