@@ -12,7 +12,6 @@ import pytest
 
 from clseg import recipe as recipes
 from clseg.io.files import sha256_of, write_json
-from clseg.manifest import Manifest
 from clseg.recipe import LearnRecipe, PruneRecipe, Recipe, UpdateRecipe, read_recipe
 from clseg.training.enlist import enlist
 from clseg.training.export import list_in_manifest
