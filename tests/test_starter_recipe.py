@@ -54,7 +54,7 @@ def test_recipes_are_of_the_kind_that_their_command_wants(steps: list[list[str]]
             elif words[0] == "update":
                 assert recipe.decoder in there
                 updated.append(recipe.decoder)
-    assert set(updated) == {"neuraxis", "mandible_parotids", "ribs", "abdominal_details"}
+    assert set(updated) == {"neuraxis", "mandible_parotids", "ribs", "abdominal_details", "heart_vessels"}
 
 
 def test_every_decoder_is_trained_pruned_and_taken_over(steps: list[list[str]]) -> None:
@@ -63,7 +63,7 @@ def test_every_decoder_is_trained_pruned_and_taken_over(steps: list[list[str]]) 
     pruned = [words[2] for words in steps if words[0] == "prune"]
     assert sorted(pruned) == sorted(decoder.name for decoder in recipe.decoder)
     making = [(words[words.index("--run") + 1], then) for words, then in pairwise(steps) if words[0] in KINDS]
-    assert len(making) == 1 + 1 + 6 + 10
+    assert len(making) == 1 + 1 + 7 + 10
     for run, then in making:
         assert then[:2] == ["export", run]
 
