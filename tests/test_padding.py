@@ -11,7 +11,7 @@ from clseg.io.check import AIR_HU, check
 from clseg.network.spec import Grid
 from clseg.pipeline import segment
 from clseg.spatial.crop import filled_slices
-from clseg.spatial.padding import air_around
+from clseg.spatial.padding import air_around, zeros_around
 from tests.test_check import ct, torso
 
 MODEL = Grid("RAS", (4.0, 4.0, 4.0), (16, 16, 16))
@@ -120,3 +120,17 @@ def test_nothing_is_painted_in_slices_of_one_value(tiny_model):
     assert any_label[:, :, 6:-6].any()
     assert not any_label[:, :, :5].any()
     assert not any_label[:, :, -5:].any()
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_a_large_scan_is_not_copied_to_be_looked_at(order: str) -> None:
+    """Whether there is padding is found on views and a sample: no more than a tenth of the scan is held for it, whatever the order in memory."""
+    import tracemalloc
+
+    scan = np.full((256, 256, 200), -50, np.int16, order=order)
+    tracemalloc.start()
+    assert zeros_around(scan) is None
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    sample = 9_000_000  # a million voxels as float32, their size, and which are near 0
+    assert peak < scan.nbytes / 10 + sample

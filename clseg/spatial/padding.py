@@ -53,4 +53,5 @@ def _is_padded(array: np.ndarray) -> bool:
 
 
 def _faces(array: np.ndarray) -> list[np.ndarray]:
-    return [array.take(end, axis) for axis in range(3) for end in (0, -1)]
+    """The six faces, not copied: `take` would first bring a whole scan into another order."""
+    return [np.moveaxis(array, axis, 0)[end] for axis in range(3) for end in (0, -1)]
