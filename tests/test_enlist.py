@@ -56,6 +56,16 @@ def test_decoders_join_their_model(package: Path, finished: Path) -> None:
     assert "tiny-encoder" in after.model("tiny_experimental").assets
 
 
+def test_a_model_may_be_called_experimental(workplace: Path, own_home: Path) -> None:
+    """Its name decides nothing: what was learned into it is listed in it."""
+    learn(quick(workplace, BODY, into="mine_experimental"), run(workplace, "first"))
+    listed = own_home / "handed_on.json"
+    Manifest.read(own_home / "weights_manifest.json").write(listed)
+    learn(quick(workplace, SOLID.replace('["lungs"]', "[]"), into="mine_experimental"), run(workplace, "second"))
+    enlist(run(workplace, "second"), own_home / "there", listed, sources="there/")
+    assert set(Manifest.read(listed).labels_of("mine_experimental")) == {"body", "liver", "skeleton"}
+
+
 def test_a_second_time_changes_nothing(package: Path, finished: Path) -> None:
     """The same run again: the same list, byte for byte."""
     enlist(finished, package.parent / "tiny", package, sources=SOURCES)

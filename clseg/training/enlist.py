@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from clseg import recipe as recipes
 from clseg.errors import TrainingError, WeightsError
-from clseg.manifest import Asset, Manifest
+from clseg.manifest import Asset, Manifest, Model
 from clseg.network.checkpoint import load
 from clseg.recipe import LearnRecipe
 from clseg.training.entries import EXPERIMENTAL, entry_of, experimental_of, in_order
@@ -35,47 +37,44 @@ def enlist(run: Path, folder: Path, manifest: Path, *, sources: str) -> dict[str
     if not all(file.is_file() for file in made.values()) or not (run / "proof.json").is_file():
         raise TrainingError(f"The run in {run} has decoders that are not finished.", tip="Go on with the same command and --resume.")
     listing, model = Manifest.read(manifest), recipe.into or recipe.model
-    known = _known(listing, model, facts["weights"], manifest)
-    entries = []
+    known = _known(listing, model, facts["weights"], manifest) | {f"{model}-{name}": f"{model}-{name}" for name in made}
+    encoder = next(asset.name for asset in listing.listed(model) if asset.kind == "encoder")
+    offered, tried = [], []
     for decoder in recipe.decoder:
         file = made[decoder.name]
-        requires = _requires(file, known, [f"{model}-{name}" for name in made])
-        for labels, ending in ((decoder.listed, ""), (decoder.experimental, EXPERIMENTAL)):
-            entries += [entry_of(model, recipe.licence, sources, decoder.name, file, labels, requires, ending)] if labels else []
+        requires = (encoder, *(known[one.name] for one in load(file).spec.supporters))  # type: ignore[union-attr]
+        entry = partial(entry_of, model, recipe.licence, sources, decoder.name, file, requires=requires)
+        offered += [entry(decoder.listed)] if decoder.listed else []
+        tried += [entry(decoder.experimental, ending=EXPERIMENTAL)] if decoder.experimental else []
     files = {name: copied(file, folder) for name, file in made.items()}
-    _joined(listing, model, entries).write(manifest)
+    whole = listing.model(model)
+    _joined(_joined(listing, whole, offered), _begun(listing, whole), tried).write(manifest)
     return files
 
 
 def _known(listing: Manifest, model: str, began_with: Mapping[str, str], manifest: Path) -> dict[str, str]:
-    """What the run began with (name → sha256) by its name: how the manifest calls the same file, the model's encoder first."""
-    mine = {asset.sha256: asset for asset in reversed(listing.listed(model))}
-    encoders = [asset.sha256 for asset in mine.values() if asset.kind == "encoder"]
+    """What the run began with (name → sha256) by its name: how the manifest calls the same file."""
+    mine = {asset.sha256: asset.name for asset in reversed(listing.listed(model))}
     if lost := [name for name, digest in began_with.items() if digest not in mine]:
         raise WeightsError(
             f"{manifest} does not list '{lost[0]}' in '{model}' with the contents that these decoders were trained on.",
             tip="Learn them again on the model that the manifest lists.",
         )
-    names = {name: mine[digest].name for name, digest in began_with.items()}
-    return dict(sorted(names.items(), key=lambda pair: began_with[pair[0]] not in encoders))
+    return {name: mine[digest] for name, digest in began_with.items()}
 
 
-def _requires(file: Path, known: Mapping[str, str], siblings: Iterable[str]) -> tuple[str, ...]:
-    """The encoder, and the supporters that the decoder's file names: of the model, or learned with it."""
-    mine = {name: name for name in siblings}
-    encoder = next(iter(known.values()))
-    return (encoder, *(known.get(one.name) or mine[one.name] for one in load(file).spec.supporters))  # type: ignore[union-attr]
+def _begun(listing: Manifest, whole: Model) -> Model:
+    """The model of experimental structures as the manifest lists it, or with what all decoders of `whole` share."""
+    new = experimental_of(whole)
+    shared = tuple(name for name in whole.assets if listing.asset(name).kind != "decoder")
+    return next((model for model in listing.models if model.name == new.name), replace(new, assets=shared))
 
 
-def _joined(listing: Manifest, name: str, entries: Iterable[Asset]) -> Manifest:
-    """The list with these entries in the model of this name, or in that of its experimental structures."""
-    assets = {asset.name: asset for asset in listing.assets} | {asset.name: asset for asset in entries}
-    models = {model.name: model for model in listing.models}
-    shared = [one for one in models[name].assets if assets[one].kind != "decoder"]
-    for target in (models[name], experimental_of(models[name])):
-        new = [asset.name for asset in entries if asset.name.endswith(EXPERIMENTAL) == target.name.endswith(EXPERIMENTAL)]
-        before = models[target.name].assets if target.name in models else shared
-        if new:
-            whole = models.get(target.name, target)
-            models[target.name] = in_order(whole, [assets[one] for one in dict.fromkeys((*before, *new))])
+def _joined(listing: Manifest, model: Model, entries: Sequence[Asset]) -> Manifest:
+    """The list with these entries in this model, each in the place of one of its name; the list itself where there are none."""
+    if not entries:
+        return listing
+    assets = {asset.name: asset for asset in (*listing.assets, *entries)}
+    names = dict.fromkeys((*model.assets, *(asset.name for asset in entries)))
+    models = {one.name: one for one in listing.models} | {model.name: in_order(model, [assets[name] for name in names])}
     return Manifest(tuple(models.values()), tuple(assets.values()))
