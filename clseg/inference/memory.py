@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from clseg.inference.prepare import Placement
 
 SLACK = 96 << 20  # what the allocator keeps and small things need
+SPARE = 32 << 20  # by less than that two processes differ in what they hold before the first stage
 FAINT_SHARE = 0.3  # of the voxels of a layer; more are never between yes and no
 CANVAS = 3 + 5 * FAINT_SHARE  # bytes per voxel and layer: id, probability, and of faint ones an index and a probability
 EVIDENCE = 6 + 1 / 4 + 5 * FAINT_SHARE  # the same of what is kept of decoders: id and probability as it was, bits of boxes
@@ -80,9 +81,9 @@ class Plan:
 
 
 def refused(limit: int, least: int) -> UsageError:
-    """What to raise where nothing fits."""
+    """What to raise where nothing fits: it names what is enough for the next process, too, which may hold a little more than this one."""
     return UsageError(
-        f"This run does not fit into {in_words(limit)} of memory; it takes at least {in_words(least)}.",
+        f"This run does not fit into {in_words(limit)} of memory; it takes at least {in_words(least + SPARE)}.",
         tip="Raise --max-memory, ask for fewer structures with --roi, or cut the scan to what is needed.",
     )
 
