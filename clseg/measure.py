@@ -23,6 +23,7 @@ from clseg.volume import Volume
 
 Point = tuple[float, float, float]
 Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+Slices = tuple[slice, slice, slice]
 Status = Literal["complete", "cut_by_fov", "absent", "out_of_range", "partial"]
 
 _MANY = 1 << 18  # values; fewer are sorted faster than counted
@@ -40,7 +41,7 @@ class Statistics:
 
     `status` says how far the numbers can be trusted:
     - `complete`: the structure lies inside the scan;
-    - `cut_by_fov`: it touches the faces of the scan in `cut_faces`, so that the
+    - `cut_by_fov`: it touches the faces of what was scanned in `cut_faces`, so that the
       numbers describe only the part that was scanned;
     - `absent`: not found (all numbers are None);
     - `out_of_range`: not found, because the scan does not reach its part of the
@@ -84,7 +85,12 @@ class FamilyStatistics(Statistics):
 
 
 def measure(
-    layers: Sequence[np.ndarray | LabelRuns], ct: Volume, wanted: Mapping[str, int], *, out_of_range: Collection[str] = ()
+    layers: Sequence[np.ndarray | LabelRuns],
+    ct: Volume,
+    wanted: Mapping[str, int],
+    *,
+    out_of_range: Collection[str] = (),
+    scanned: Slices | None = None,
 ) -> dict[str, Statistics]:
     """Statistics of every wanted structure, in the order of `wanted` (name → id, from 1).
 
@@ -92,7 +98,8 @@ def measure(
     several because parents and parts overlap, and an id appears in one of them
     only.  HU are taken from `ct` as they are (any dtype; sums in float64).
     `out_of_range` names the structures that were not looked for; it explains why
-    one is missing and is not heeded for one that is there.
+    one is missing and is not heeded for one that is there.  `scanned` is the part of the
+    array that holds a scan, where that is not all of it: what reaches its ends is cut there.
 
     Where there is no CT, `without_values` stands for it: all HU are None then.
 
@@ -112,7 +119,8 @@ def measure(
                 raise InputError(f"'{name}' (id {number}) appears in two label maps, expected in one.")
             box, voxels = there[number].box, there[number].voxels
             mask = _Where(labels, box, number) if voxels >= _MANY else labels.where(number, box)
-            found[name] = _in_given_order(_measure_one(mask, box, image, voxels), axes)
+            one = _in_given_order(_measure_one(mask, box, image, voxels), axes)
+            found[name] = _cut_at(one, _cut_faces(one.bounding_box, ct, scanned))
     return {
         name: found.get(name) or Statistics("out_of_range" if name in out_of_range else "absent") for name in wanted
     }
@@ -224,11 +232,10 @@ def _slabs(mask: _Mask) -> Iterator[np.ndarray]:
 
 
 def _measure_one(mask: _Mask, box: tuple[slice, slice, slice], image: Volume, voxels: int) -> Statistics:
-    """Statistics of a structure of so many voxels; `mask` is its part of `box`, `box` lies in `image`."""
+    """Statistics of a structure of so many voxels, as if it were complete; `mask` is its part of `box`, `box` lies in `image`."""
     volume_mm3 = voxels * image.voxel_mm3
-    cut_faces = _cut_faces(box, image)
     return Statistics(
-        status="cut_by_fov" if cut_faces else "complete",
+        status="complete",
         voxels=voxels,
         volume_mm3=volume_mm3,
         volume_ml=volume_mm3 / 1000,
@@ -236,7 +243,6 @@ def _measure_one(mask: _Mask, box: tuple[slice, slice, slice], image: Volume, vo
         centroid_mm=_centroid_mm(mask, box, image.affine),
         bounding_box=tuple((s.start, s.stop) for s in box),
         components=count_pieces(mask),
-        cut_faces=cut_faces,
     )
 
 
@@ -248,6 +254,7 @@ def _measure_family(
     found = [name for name in members if measured[name].voxels]
     if found:
         union = _measure_union(layers, ct, {wanted[name]: measured[name].bounding_box for name in found})
+        union = _cut_at(union, {face for name in found for face in measured[name].cut_faces})
     else:
         union = Statistics("absent" if members else "out_of_range")
     missing = unsought + family.missing
@@ -276,17 +283,22 @@ def _in_given_order(statistics: Statistics, axes: tuple[int, int, int]) -> Stati
     return replace(statistics, bounding_box=(ranges[0], ranges[1], ranges[2]))
 
 
-def _cut_faces(box: tuple[slice, slice, slice], image: Volume) -> tuple[str, ...]:
-    """The patient faces of the scan that the box touches, by the patient axis nearest to each array axis."""
+def _cut_faces(box: Box, ct: Volume, scanned: Slices | None) -> set[str]:
+    """The patient faces of what was scanned (None: of the whole array) that the box reaches, by the patient axis nearest to each array axis."""
     ends = {"L": "left", "R": "right", "A": "anterior", "P": "posterior", "S": "superior", "I": "inferior"}
     starts = {"L": "right", "R": "left", "A": "posterior", "P": "anterior", "S": "inferior", "I": "superior"}
     touched = set()
-    for code, size, extent in zip(image.orientation, image.shape, box, strict=True):  # the code is where the axis ends
-        if extent.start == 0:
+    for code, part, (start, stop) in zip(ct.orientation, scanned or map(slice, (0, 0, 0), ct.shape), box, strict=True):  # the code is where the axis ends
+        if start <= part.start:
             touched.add(starts[code])
-        if extent.stop == size:
+        if stop >= part.stop:
             touched.add(ends[code])
-    return tuple(face for face in FACES if face in touched)
+    return touched
+
+
+def _cut_at(statistics: Statistics, faces: Collection[str]) -> Statistics:
+    """The same of a structure that reaches these faces."""
+    return replace(statistics, status="cut_by_fov", cut_faces=tuple(face for face in FACES if face in faces)) if faces else statistics
 
 
 def _intensities_in(mask: _Mask, values: np.ndarray, voxels: int) -> dict[str, float]:

@@ -24,9 +24,12 @@ from clseg.radiomics import Features, features
 from clseg.report.statistics import CLSEG, Measured, check_format, save_statistics
 from clseg.results import Outputs, bytes_needed, check_possible, find_source, remove, write_results
 from clseg.review import Certainty, Review, review, scattered
+from clseg.spatial.padding import scanned
 from clseg.spatial.runs import LabelRuns
 from clseg.stopwatch import Stopwatch
 from clseg.volume import Volume
+
+BORDER_MM = 1.5  # half a voxel of most networks: by that much a mask may miss where padding begins
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,7 @@ class Segmentation:
 
     @cached_property
     def _statistics(self) -> dict[str, Statistics]:
-        return measure(self.layers, self.scan, self.names, out_of_range=self.out_of_range)
+        return measure(self.layers, self.scan, self.names, out_of_range=self.out_of_range, scanned=scanned(self.scan, BORDER_MM))
 
     def families(self, statistics: Mapping[str, Statistics] | None = None) -> dict[str, FamilyStatistics]:
         """The same of both kidneys, all ribs and the like, every voxel once; `statistics` are those above, if they are at hand."""

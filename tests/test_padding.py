@@ -6,19 +6,27 @@ import numpy as np
 import pytest
 
 from clseg.errors import InputError
-from clseg.inference.prepare import beyond_filled, place
+from clseg.inference.prepare import beyond_filled, onto_grid, place
 from clseg.io.check import AIR_HU, check
+from clseg.measure import measure
 from clseg.network.spec import Grid
 from clseg.pipeline import segment
 from clseg.spatial.crop import filled_slices
-from clseg.spatial.padding import air_around, zeros_around
-from tests.test_check import ct, torso
+from clseg.spatial.orient import to_orientation
+from clseg.spatial.padding import air_around, scanned, zeros_around
+from tests.test_check import SHAPE, ct, torso
 
 MODEL = Grid("RAS", (4.0, 4.0, 4.0), (16, 16, 16))
 
 
 def padded(value: float, width: tuple[tuple[int, int], ...]) -> np.ndarray:
     return np.pad(torso(), width, constant_values=value)
+
+
+def wiped(value: int, slices: int) -> np.ndarray:
+    """So many slices of one value at either end, and the same value wherever there is air."""
+    array = torso()
+    return np.pad(np.where(array < -900, value, array), ((0, 0), (0, 0), (slices, slices)), constant_values=value)
 
 
 @pytest.mark.parametrize("width", [((6, 9), (5, 5), (0, 0)), ((0, 0), (0, 0), (7, 4)), ((3, 3), (3, 3), (3, 3))], ids=["beside", "above and below", "all around"])
@@ -92,15 +100,58 @@ def test_filled_slices_are_what_lies_between():
 
 
 def test_slices_beyond_are_those_of_the_models_grid():
-    """Voxels of 4 mm whose middles lie in the padding of slices of 3 mm: none without padding, some at either end with it."""
+    """Voxels of 4 mm whose middles lie in slices of 3 mm of one value, where the air around the body is of that value, too."""
     oriented, placement = place(ct(), MODEL)
     assert beyond_filled(oriented.array, placement) == []
-    oriented, placement = place(ct(padded(AIR_HU, ((0, 0), (0, 0), (6, 6)))), MODEL)
+    oriented, placement = place(ct(wiped(AIR_HU, 6)), MODEL)
     low, high = beyond_filled(oriented.array, placement)
     first = placement.box[2].start
     middles = (np.arange(placement.shape[2]) + first + 0.5 - placement.lattice[2] / 2) * 4.0  # mm from the middle of the scan
     outside = np.flatnonzero(np.abs(middles) > 20 / 2 * 3)
     assert [*range(low.start, low.stop), *range(high.start, high.stop)] == outside.tolist()
+
+
+@pytest.mark.parametrize("value", [AIR_HU, -1024, -3024, 0])
+@pytest.mark.parametrize("code", ["RAS", "LPI", "SAR"])
+def test_what_was_scanned_ends_where_padding_begins(value, code):
+    """Four slices below the patient and seven above, whichever way the file has them; a margin is taken from padded ends alone."""
+    bare, filled = (to_orientation(ct(array), code) for array in (torso(), padded(value, ((0, 0), (0, 0), (4, 7)))))
+    assert scanned(bare, 30.0) == tuple(slice(0, length) for length in bare.shape)
+    for margin_mm, lost in ((0.0, 0), (2.9, 0), (3.0, 1)):
+        found = np.zeros(filled.shape, bool)
+        found[scanned(filled, margin_mm)] = True
+        standing = to_orientation(filled.like(found), "RAS").array
+        assert np.flatnonzero(standing.any((0, 1))).tolist() == list(range(4 + lost, 4 + SHAPE[2] - lost))
+        assert standing[:, :, 4 + lost].all()
+
+
+def test_where_air_was_wiped_the_body_ends_by_itself():
+    """Slices of the value that all air has: the head of a patient whose surroundings were set to one value is not cut."""
+    array = wiped(-1000, 5)
+    assert scanned(ct(array)) == tuple(slice(0, length) for length in array.shape)
+
+
+def test_an_array_of_one_value_is_taken_as_it_is():
+    assert scanned(ct(np.zeros((4, 4, 4)))) == (slice(0, 4),) * 3
+
+
+def test_a_network_sees_a_padded_scan_as_the_scan_alone():
+    """The same voxels on the model's grid, to the last bit."""
+    grid = Grid("RAS", (2.0, 2.0, 3.0), (16, 16, 16))
+    seen = [onto_grid(oriented.array, placement) for oriented, placement in (place(ct(array), grid) for array in (torso(), padded(-1024, ((0, 0), (0, 0), (4, 7)))))]
+    np.testing.assert_array_equal(*seen)
+
+
+def test_an_organ_that_reaches_padding_is_cut():
+    """By the faces where the padding is, as it is without; one that does not reach it is complete."""
+    scan = ct(padded(-1024, ((0, 0), (0, 0), (4, 7))))
+    labels = np.zeros(scan.shape, np.uint16)
+    labels[5:9, 5:9, 4:10], labels[12:15, 5:9, 9 : 4 + SHAPE[2]], labels[12:15, 12:15, 7:12] = 1, 2, 3
+    names = {"liver": 1, "spleen": 2, "heart": 3}
+    assert {one.status for one in measure([labels], scan, names).values()} == {"complete"}
+    found = measure([labels], scan, names, scanned=scanned(scan))
+    assert {name: one.cut_faces for name, one in found.items()} == {"liver": ("inferior",), "spleen": ("superior",), "heart": ()}
+    assert [one.status for one in found.values()] == ["cut_by_fov", "cut_by_fov", "complete"]
 
 
 def test_zeros_and_air_around_a_scan_give_the_same(tiny_model):

@@ -11,6 +11,7 @@ import numpy as np
 from clseg.network.spec import Grid, Intensity
 from clseg.spatial.crop import Box, body_box, filled_slices
 from clseg.spatial.orient import to_orientation
+from clseg.spatial.padding import scanned
 from clseg.spatial.resample import axis_weights, covering_shape, interpolate
 from clseg.volume import Shape, Spacing, Volume
 
@@ -61,29 +62,36 @@ def place(scan: Volume, grid: Grid) -> tuple[Volume, Placement]:
     oriented = to_orientation(scan, grid.orientation)
     lattice = covering_shape(oriented.shape, oriented.spacing, grid.spacing)
     body = body_box(oriented.array, oriented.spacing)
-    axes = zip(body, oriented.shape, oriented.spacing, lattice, grid.spacing, strict=True)
-    box = tuple(_on_lattice(part, n, s, m, t) for part, n, s, m, t in axes)
+    axes = zip(body, scanned(oriented), oriented.shape, oriented.spacing, lattice, grid.spacing, strict=True)
+    box = tuple(_on_lattice(part, there, n, s, m, t) for part, there, n, s, m, t in axes)
     return oriented, Placement(grid.orientation, oriented.shape, oriented.spacing, lattice, grid.spacing, box)  # type: ignore[arg-type]
 
 
-def _on_lattice(part: slice, n: int, s: float, m: int, t: float) -> slice:
+def _on_lattice(part: slice, there: slice, n: int, s: float, m: int, t: float) -> slice:
     """The voxels of a lattice (`m` of `t` mm) that cover a part of a concentric axis (`n` of `s` mm).
 
-    Both ends lie on multiples of SNAP or at the lattice's own, so that windows fall
-    on the same places in copies of a scan that are stored with other voxel sizes.
+    Both ends lie on multiples of SNAP, so that windows fall on the same places in copies of a
+    scan that are stored with other voxel sizes, or where what was scanned, `there`, ends.
     """
     first, last = ((edge - n / 2) * s / t + m / 2 for edge in (part.start, part.stop))
-    return slice(max(0, math.floor((first + 1e-3) / SNAP) * SNAP), min(m, math.ceil((last - 1e-3) / SNAP) * SNAP))
+    inside = _middles_in(there, n, s, m, t)
+    low, high = math.floor((first + 1e-3) / SNAP) * SNAP, math.ceil((last - 1e-3) / SNAP) * SNAP
+    cut = slice(max(inside.start, low), min(inside.stop, high))
+    return cut if cut.start < cut.stop else slice(max(0, low), min(m, high))
+
+
+def _middles_in(part: slice, n: int, s: float, m: int, t: float) -> slice:
+    """The voxels of a lattice (`m` of `t` mm) whose middles lie in a part of a concentric axis (`n` of `s` mm), and those beyond the axis at its ends."""
+    first, last = ((edge - n / 2) * s / t + m / 2 for edge in (part.start, part.stop))
+    return slice(math.ceil(first - 0.5) if part.start > 0 else 0, math.floor(last - 0.5) + 1 if part.stop < n else m)
 
 
 def beyond_filled(oriented: np.ndarray, placement: Placement) -> list[slice]:
     """The slices of the box that lie, at one end or the other, where nothing was scanned (see `filled_slices`)."""
-    kept, depth = filled_slices(oriented), placement.shape[2]
-    middle, ratio = placement.scan_shape[2] / 2, placement.scan_spacing[2] / placement.spacing[2]
-    first, last = ((edge - middle) * ratio + placement.lattice[2] / 2 - placement.box[2].start for edge in (kept.start, kept.stop))
-    low = math.ceil(first - 0.5) if kept.start > 0 else 0  # a slice of the box belongs to where its middle lies
-    high = math.floor(last - 0.5) + 1 if kept.stop < placement.scan_shape[2] else depth
-    return [part for part in (slice(0, max(0, low)), slice(min(depth, max(0, high)), depth)) if part.stop > part.start]
+    axis = (placement.scan_shape[2], placement.scan_spacing[2], placement.lattice[2], placement.spacing[2])
+    kept, box = _middles_in(filled_slices(oriented), *axis), placement.box[2]
+    low, high = max(0, kept.start - box.start), min(placement.shape[2], kept.stop - box.start)
+    return [part for part in (slice(0, low), slice(max(0, high), placement.shape[2])) if part.stop > part.start]
 
 
 def onto_grid(oriented: np.ndarray, placement: Placement, device: str = "cpu") -> torch.Tensor:

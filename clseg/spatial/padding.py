@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
+from clseg.spatial.crop import Box, filled_slices
+from clseg.spatial.orient import box_before, to_orientation
 from clseg.volume import AIR_HU, Volume
 
+AIR_BELOW = -900.0  # HU
 LEAST = 0.05  # share of voxels of exactly 0 from which on they may be padding
 SAMPLE = 1_000_000
 
@@ -33,6 +38,32 @@ def air_around(scan: Volume) -> Volume:
         return scan
     wide = scan.array.dtype.kind == "f" or scan.array.dtype.itemsize > 1
     return scan.like(np.where(padding, np.asarray(AIR_HU, scan.array.dtype if wide else np.int16), scan.array))
+
+
+def scanned(scan: Volume, margin_mm: float = 0.0) -> Box:
+    """Which part of the array holds a scan: without the slices of one value that somebody has put above or below it.
+
+    Slices of one value are padding where the slice beside them has other air than that (a scanner's is noisy) or
+    hardly a voxel of it; where all air is one and the same value somebody has wiped it, and the body ends by itself.
+    Beside padding the part ends `margin_mm` earlier.
+    """
+    standing = to_orientation(scan, "RAS")
+    array, kept = standing.array, filled_slices(standing.array)
+    border = math.floor(margin_mm / standing.spacing[2])
+    first, last = 0, array.shape[2]
+    if kept.start > 0 and _goes_on(array[:, :, kept.start], array[0, 0, kept.start - 1]):
+        first = kept.start + border
+    if kept.stop < last and _goes_on(array[:, :, kept.stop - 1], array[0, 0, kept.stop]):
+        last = kept.stop - border
+    x, y, z = array.shape
+    return box_before(scan, (slice(0, x), slice(0, y), slice(min(first, z - 1), max(last, 1))))
+
+
+def _goes_on(outermost: np.ndarray, value: float) -> bool:
+    """Whether the outermost slice that was scanned shows that the slices of one `value` beyond it were not."""
+    share = 0.01 * outermost.size
+    other_air = np.count_nonzero((outermost < AIR_BELOW) & (outermost != value))
+    return bool(other_air > share or np.count_nonzero(outermost == value) < share)
 
 
 def sampled(array: np.ndarray) -> np.ndarray:
