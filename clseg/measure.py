@@ -16,6 +16,7 @@ import numpy as np
 
 from clseg.errors import InputError
 from clseg.families import Family
+from clseg.intensities import of_counts, of_values
 from clseg.spatial.pieces import count_pieces
 from clseg.spatial.regions import Region, memory_order, regions
 from clseg.spatial.runs import LabelRuns, where
@@ -304,7 +305,7 @@ def _cut_at(statistics: Statistics, faces: Collection[str]) -> Statistics:
 def _intensities_in(mask: _Mask, values: np.ndarray, voxels: int) -> dict[str, float]:
     """HU statistics of the `values` in a mask of so many `voxels`; many small integers are counted, which is faster and takes no memory."""
     small = values.dtype.kind in "iu" and values.dtype.itemsize <= 2
-    return _counted(mask, values) if small and voxels >= _MANY else _intensities(values[mask[:]])
+    return _counted(mask, values) if small and voxels >= _MANY else of_values(values[mask[:]])
 
 
 def _counted(mask: _Mask, values: np.ndarray) -> dict[str, float]:
@@ -315,66 +316,7 @@ def _counted(mask: _Mask, values: np.ndarray) -> dict[str, float]:
     for inside, first in zip(_slabs(mask), range(0, len(values), planes), strict=True):
         part = values[first : first + planes][inside]
         counts += np.bincount(np.subtract(part, low, dtype=np.intp), minlength=counts.size)
-    return _of_counts(np.flatnonzero(counts) + low, counts[counts > 0])
-
-
-def _of_counts(values: np.ndarray, counts: np.ndarray) -> dict[str, float]:
-    """HU statistics of rising whole numbers, each as often as `counts` says; sums are exact."""
-    voxels = int(counts.sum())
-    mean = int((values * counts).sum()) / voxels
-    ranks = (voxels - 1) * np.array([5, 50, 95]) / 100
-    lower, upper = (values[np.searchsorted(np.cumsum(counts), rank.astype(int), side="right")] for rank in (np.floor(ranks), np.ceil(ranks)))
-    p5, median, p95 = (float(p) for p in lower + (upper - lower) * (ranks - np.floor(ranks)))
-    return {
-        "hu_mean": mean,
-        "hu_sd": float(np.sqrt((np.square(values - mean) * counts).sum() / voxels)),
-        "hu_median": median,
-        "hu_p5": p5,
-        "hu_p95": p95,
-        "hu_min": float(values[0]),
-        "hu_max": float(values[-1]),
-    }
-
-
-def _intensities(values: np.ndarray) -> dict[str, float]:
-    """HU statistics of a non-empty 1-D array, nothing when none of its values is finite."""
-    if np.issubdtype(values.dtype, np.floating):
-        values = values[np.isfinite(values)]
-    if not values.size:
-        return {}
-    mean = float(values.mean(dtype=np.float64))
-    p5, median, p95 = _percentiles(values, (5, 50, 95))
-    return {
-        "hu_mean": mean,
-        "hu_sd": _deviation(values, mean),
-        "hu_median": median,
-        "hu_p5": p5,
-        "hu_p95": p95,
-        "hu_min": float(values.min()),
-        "hu_max": float(values.max()),
-    }
-
-
-def _percentiles(values: np.ndarray, percents: Sequence[float]) -> list[float]:
-    """Percentiles with linear interpolation between neighbours, in float64.
-
-    np.percentile subtracts the neighbours in the array's own dtype, where int16
-    overflows, or else needs a float64 copy of all values.
-    """
-    ranks = (values.size - 1) * np.asarray(percents) / 100
-    below, above = np.floor(ranks).astype(int), np.ceil(ranks).astype(int)
-    lower, upper = np.partition(values, np.unique([below, above]))[np.stack([below, above])].astype(np.float64)
-    return [float(p) for p in lower + (upper - lower) * (ranks - below)]
-
-
-def _deviation(values: np.ndarray, mean: float, block: int = 1 << 22) -> float:
-    """Population standard deviation, in blocks and in one array: a float64 copy of a whole body would take a gigabyte."""
-    total, squares = 0.0, np.empty(min(block, values.size), np.float64)
-    for start in range(0, values.size, block):
-        part = values[start : start + block]
-        away = np.subtract(part, mean, out=squares[: part.size], dtype=np.float64)
-        total += np.square(away, out=away).sum()
-    return float(np.sqrt(total / values.size))
+    return of_counts(np.flatnonzero(counts) + low, counts[counts > 0])
 
 
 def _centroid_mm(mask: _Mask, box: tuple[slice, slice, slice], affine: np.ndarray) -> Point:
