@@ -18,7 +18,7 @@ LAYERS = [
     {"errors"},
     {"volume", "words", "catalogue", "catalogue_check", "families", "addresses", "manifest", "manifest_check", "recipe", "environment", "progress", "footprint", "stopwatch", "allocator", "waiting", "cores", "data"},
     {"io", "spatial", "weights", "network"},
-    {"inference", "measure", "metrics", "radiomics", "report", "phantom", "output", "evaluate", "settings", "results", "review"},
+    {"inference", "measure", "intensities", "metrics", "radiomics", "report", "phantom", "output", "evaluate", "settings", "results", "review"},
     {"segmentation", "pipeline", "masks", "batch"},
     {"training"},
     {"cli", "__main__"},
