@@ -74,6 +74,17 @@ def test_decoders_have_a_long_and_a_short_name(tiny_model) -> None:
         base.decoder("encoder")
 
 
+@pytest.mark.parametrize(
+    ("name", "short"), [("tiny-lungs", "lungs"), ("tiny-lungs.3", "lungs"), ("tiny-2-lungs", "lungs"), ("tiny-2-small-parts.2", "small-parts"), ("gone-lungs", "lungs")]
+)
+def test_short_names_begin_behind_the_model(tiny_model, name: str, short: str) -> None:
+    """Models and decoders may have hyphens in their names: those that are listed say where one ends and the other begins."""
+    home = tiny_model()
+    known = Manifest.read(home / FILE_NAME)
+    Manifest((*known.models, replace(known.model("tiny"), name="tiny-2")), known.assets).write(home / FILE_NAME)
+    assert Base.open("tiny").short_name(name) == short
+
+
 def test_a_lent_decoder_answers_to_its_short_name(tiny_model, tmp_path: Path) -> None:
     """A model may list decoders that carry another model's name: the part behind it is enough, unless two have the same."""
     home = tiny_model()

@@ -60,7 +60,7 @@ def course(workplace: Path, without_plots: None) -> Course:
     """A course of the model's own decoder `lungs`."""
     base = Base.open("tiny")
     asset = base.decoder("lungs")
-    plan = base.plan(prune_recipe(workplace), (decoder_recipe(asset, open_decoder(asset, base)[1], {}, []),))
+    plan = base.plan(prune_recipe(workplace), (decoder_recipe("lungs", open_decoder(asset, base)[1], {}, []),))
     examples = load_examples(plan, workplace / "runs" / "cache", Reports())
     run(workplace).mkdir()
     return Course(base, plan, run(workplace), examples, examples, Reports())

@@ -90,11 +90,17 @@ class Base:
             for asset in decoders:
                 if called in (asset.name, *asset.replaces):
                     return asset
-        borrowed = [asset for asset in decoders if name in (one.partition("-")[2] for one in (asset.name, *asset.replaces))]
+        borrowed = [asset for asset in decoders if name in map(self.short_name, (asset.name, *asset.replaces))]
         if len(borrowed) == 1:  # a decoder that another model lent
             return borrowed[0]
         short = [asset.name.removeprefix(f"{self.model}-") for asset in decoders]
         raise UnknownName("decoder", name, tip=f"Model '{self.model}' has: {', '.join(short)}.")
+
+    def short_name(self, name: str) -> str:
+        """What a decoder is called within its model: `my-model-lungs.2` → `lungs`; the models that are listed say where that begins."""
+        owners = [one.name for one in self.listing.models if name.startswith(f"{one.name}-")]
+        rest = name.removeprefix(f"{max(owners, key=len)}-") if owners else name.partition("-")[2]
+        return rest.partition(".")[0] or "decoder"
 
     def weights(self, decoders: Iterable[str]) -> dict[str, str]:
         """sha256 by name of the encoder, these decoders and all that they require."""

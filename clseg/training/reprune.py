@@ -33,7 +33,7 @@ def reprune(
         base = Base.open(model, run)
         asset = base.decoder(decoder)
         helpers, checkpoint = open_decoder(asset, base)
-        plan = base.plan(recipe, (decoder_recipe(asset, checkpoint, recipe.open_ends, base.structures),))
+        plan = base.plan(recipe, (decoder_recipe(base.short_name(asset.name), checkpoint, recipe.open_ends, base.structures),))
         if recipe.into:
             base.refuse_taken(recipe.into, plan.decoder[0].name, asset.labels)
         if here.first:

@@ -78,7 +78,7 @@ def update(recipe: UpdateRecipe, run: Path, *, resume: bool = False, reports: Re
         helpers, checkpoint = open_decoder(asset, base)
         student = _student(checkpoint, base, recipe)
         trained = replace(recipe, optim=replace(recipe.optim, iterations=max(1, recipe.optim.iterations)))  # a plan has steps, taken or not
-        plan = base.plan(trained, (decoder_recipe(asset, checkpoint, recipe.open_ends, base.structures),))
+        plan = base.plan(trained, (decoder_recipe(base.short_name(asset.name), checkpoint, recipe.open_ends, base.structures),))
         if here.first:
             note_recipe(recipe, run, resume=resume, weights=base.weights([recipe.decoder]), tell=reports.note)
             if not resume:
@@ -189,8 +189,8 @@ def open_decoder(asset: Asset, base: Base) -> tuple[Model | None, Checkpoint]:
     return replace(bound, decoders={**bound.decoders, **aliases}, supporters=wiring), checkpoint
 
 
-def decoder_recipe(asset: Asset, checkpoint: Checkpoint, open_ends: Mapping[str, str], known: Collection[str]) -> DecoderRecipe:
-    """An existing decoder as a recipe names one, so that its examples can be made.
+def decoder_recipe(name: str, checkpoint: Checkpoint, open_ends: Mapping[str, str], known: Collection[str]) -> DecoderRecipe:
+    """An existing decoder as a recipe names one, `name`, so that its examples can be made.
 
     Of `open_ends` those of its own labels are taken, so that one recipe serves several
     decoders of a model; RecipeError for names that are not `known` to the model.
@@ -199,9 +199,8 @@ def decoder_recipe(asset: Asset, checkpoint: Checkpoint, open_ends: Mapping[str,
     if unknown := sorted(set(open_ends) - {*known, *spec.labels}):
         raise RecipeError(f"open_ends names '{unknown[0]}', which the model does not segment.", tip=f"This decoder has {', '.join(spec.labels)}.")
     stages = spec.stages
-    short = asset.name.partition("-")[2].partition(".")[0] or "decoder"
     return DecoderRecipe(
-        name=short,
+        name=name,
         labels=spec.labels,
         widths=tuple(stage.convs[-1] for stage in stages),
         kernels=tuple(max(stage.kernel) for stage in stages),
