@@ -14,6 +14,7 @@ from clseg.pipeline import segment
 from clseg.training.enlist import enlist, is_of_learned
 from clseg.training.learn import learn
 from clseg.weights.cache import manifest
+from clseg.weights.sources import Sources
 from tests.small_dataset import BODY, SOLID
 from tests.test_cli_train import clseg
 from tests.test_learn import quick, run
@@ -64,6 +65,30 @@ def test_a_model_may_be_called_experimental(workplace: Path, own_home: Path) -> 
     learn(quick(workplace, SOLID.replace('["lungs"]', "[]"), into="mine_experimental"), run(workplace, "second"))
     enlist(run(workplace, "second"), own_home / "there", listed, sources="there/")
     assert set(Manifest.read(listed).labels_of("mine_experimental")) == {"body", "liver", "skeleton"}
+
+
+def test_a_supporter_may_be_another_models(workplace: Path, own_home: Path) -> None:
+    """Decoders learned into a model of their own, one supported by the model with the encoder: a list that has both takes them."""
+    learn(quick(workplace, BODY, into="mine"), run(workplace, "first"))
+    listed = own_home / "handed_on.json"
+    Manifest.read(own_home / "weights_manifest.json").write(listed)
+    learn(quick(workplace, SOLID, into="mine"), run(workplace, "second"))
+    enlist(run(workplace, "second"), own_home / "there", listed, sources="there/")
+    lungs, after = manifest().asset("tiny-lungs"), Manifest.read(listed)
+    assert lungs.sha256 in {after.asset(name).sha256 for name in after.asset("mine-solid").requires}
+    found = segment(workplace / "probe.nii.gz", "liver", model="mine", device="cpu", offline=True, sources=Sources(manifest=str(listed)))
+    assert set(found.names) == {"liver"}
+
+
+def test_what_others_were_trained_on_is_not_replaced(package: Path, finished: Path, workplace: Path) -> None:
+    """Another decoder of the same name would leave behind one that is supported by the first: refused, and nothing is written."""
+    (package.parent / "weights_manifest.json").write_bytes(package.read_bytes())  # as if nothing had been learned here
+    enlist(finished, package.parent / "tiny", package, sources=SOURCES)
+    learn(quick(workplace, BODY, seed=8), run(workplace, "again"))
+    text, weights = package.read_bytes(), (package.parent / "tiny" / "body.safetensors").read_bytes()
+    with pytest.raises(WeightsError, match="lists 'tiny-solid', which was trained on 'tiny-body' as it is there"):
+        enlist(run(workplace, "again"), package.parent / "tiny", package, sources=SOURCES)
+    assert (package.read_bytes(), (package.parent / "tiny" / "body.safetensors").read_bytes()) == (text, weights)
 
 
 def test_a_second_time_changes_nothing(package: Path, finished: Path) -> None:

@@ -17,13 +17,13 @@ from safetensors import safe_open
 from clseg import recipe as recipes
 from clseg.errors import TrainingError, WeightsError
 from clseg.io.files import sha256_of, write_json
-from clseg.manifest import Manifest
+from clseg.manifest import Manifest, Model
 from clseg.network.checkpoint import fingerprint, load
 from clseg.network.model import load_model
 from clseg.pipeline import segment
 from clseg.recipe import Recipe
 from clseg.training.average import Average
-from clseg.training.export import export, export_run, list_in_manifest
+from clseg.training.export import export, export_and_list, export_run, list_in_manifest
 from clseg.training.loop import Learner, make_optimiser
 from clseg.training.network import fresh, start_weights
 from clseg.training.state import save_state
@@ -242,6 +242,21 @@ def test_structures_of_one_decoder_are_offered_apart(recipe: Recipe, tmp_path: P
     assert manifest.model("tiny").assets == ("tiny-encoder", "tiny-lungs", "tiny-solid", "tiny-body")
     assert manifest.asset("tiny-lungs").sha256 == manifest.asset("tiny-lungs_experimental").sha256 == sha256_of(files["lungs"])
     assert load(files["solid"]).spec.labels == solid.labels
+
+
+def test_a_refused_export_leaves_the_files_as_they_are(recipe: Recipe, home: Path, tmp_path: Path) -> None:
+    """The manifest goes on listing what lies in the folder: had the weights been replaced before it was asked, none would be usable."""
+    listed = home / "weights_manifest.json"
+    supported = replace(Manifest.read(listed).asset("tiny-solid"), name="other-gland", file="other/gland.safetensors", labels=("gland",))
+    before = Manifest.read(listed)
+    Manifest((*before.models, Model("other", "d", "MIT", ("tiny-encoder", "other-gland"))), (*before.assets, supported)).write(listed)
+    text, weights = listed.read_bytes(), {file: file.read_bytes() for file in (home / "tiny").iterdir()}
+    run = half_way_run(recipe, tmp_path / "run")
+    with pytest.raises(WeightsError, match="lists 'other-gland', which was trained on 'tiny-encoder' as it is there"):
+        export_and_list(run, home / "tiny", listed, sources="tiny/")
+    assert (listed.read_bytes(), {file: file.read_bytes() for file in (home / "tiny").iterdir()}) == (text, weights)
+    assert set(export_and_list(run, home / "tiny", tmp_path / "new.json", sources="tiny/")) == set(PARTS)
+    assert Manifest.read(tmp_path / "new.json").asset("tiny-body").sha256 == sha256_of(home / "tiny" / "body.safetensors")
 
 
 def test_an_export_never_drops_what_was_learned_since(recipe: Recipe, home: Path, tmp_path: Path) -> None:

@@ -48,19 +48,17 @@ def export(
     terminal = Terminal()
     with exit_codes(terminal):
         from clseg.training.enlist import enlist, is_of_learned
-        from clseg.training.export import export_run, list_in_manifest
+        from clseg.training.export import export_and_list, export_run
         from clseg.training.relist import is_of_one_decoder, relist
 
         into = folder or run / "weights"
-        listed = relist if is_of_one_decoder(run) else enlist if is_of_learned(run) else None
-        if listed:
-            if manifest is None:
-                raise UsageError(f"{run} holds decoders of a model: in which manifest are they to be listed?", tip="Name it with --manifest.")
-            files = listed(run, into, manifest, sources=sources or _beside(manifest, into))
+        of_decoders = relist if is_of_one_decoder(run) else enlist if is_of_learned(run) else None
+        if manifest is not None:
+            files = (of_decoders or export_and_list)(run, into, manifest, sources=sources or _beside(manifest, into))
+        elif of_decoders:
+            raise UsageError(f"{run} holds decoders of a model: in which manifest are they to be listed?", tip="Name it with --manifest.")
         else:
-            recipe, files = export_run(run, into)
-            if manifest is not None:
-                list_in_manifest(manifest, recipe, files, sources=sources or _beside(manifest, into))
+            _, files = export_run(run, into)
         for part, file in files.items():
             terminal.result(f"{part}\t{file}")
 

@@ -12,7 +12,7 @@ from clseg.errors import TrainingError, WeightsError
 from clseg.manifest import Asset, Manifest, Model
 from clseg.network.checkpoint import load
 from clseg.recipe import LearnRecipe
-from clseg.training.entries import EXPERIMENTAL, entry_of, experimental_of, in_order
+from clseg.training.entries import EXPERIMENTAL, entry_of, experimental_of, in_order, refuse_to_unbind
 from clseg.training.noted import noted
 from clseg.training.relist import copied
 
@@ -29,7 +29,8 @@ def enlist(run: Path, folder: Path, manifest: Path, *, sources: str) -> dict[str
     Decoders of the same names are replaced, all other entries stay.  `sources` is what
     stands before a file's name in its source.  Returns the files by the decoders' names.
     Raises TrainingError when the run has not finished, WeightsError when the manifest does
-    not list the model with the encoder, and the supporters, that the decoders were trained on.
+    not list the model with the encoder, and anywhere the supporters, that the decoders were
+    trained on, or lists others that were trained on what would be replaced.
     """
     facts = noted(run)
     recipe = recipes.from_dict(facts["recipe"], Path(facts["folder"]), LearnRecipe)
@@ -46,15 +47,20 @@ def enlist(run: Path, folder: Path, manifest: Path, *, sources: str) -> dict[str
         entry = partial(entry_of, model, recipe.licence, sources, decoder.name, file, requires=requires)
         offered += [entry(decoder.listed)] if decoder.listed else []
         tried += [entry(decoder.experimental, ending=EXPERIMENTAL)] if decoder.experimental else []
-    files = {name: copied(file, folder) for name, file in made.items()}
+    refuse_to_unbind(listing.assets, [*offered, *tried], manifest)
+    files = {name: copied(file, folder / file.name) for name, file in made.items()}
     whole = listing.model(model)
     _joined(_joined(listing, whole, offered), _begun(listing, whole), tried).write(manifest)
     return files
 
 
 def _known(listing: Manifest, model: str, began_with: Mapping[str, str], manifest: Path) -> dict[str, str]:
-    """What the run began with (name → sha256) by its name: how the manifest calls the same file."""
-    mine = {asset.sha256: asset.name for asset in reversed(listing.listed(model))}
+    """What the run began with (name → sha256) by its name: how the manifest calls the same file.
+
+    The encoder is the model's own; supporters may be another model's.
+    """
+    others = {asset.sha256: asset.name for asset in listing.assets if asset.kind == "decoder"}
+    mine = others | {asset.sha256: asset.name for asset in reversed(listing.listed(model))}
     if lost := [name for name, digest in began_with.items() if digest not in mine]:
         raise WeightsError(
             f"{manifest} does not list '{lost[0]}' in '{model}' with the contents that these decoders were trained on.",

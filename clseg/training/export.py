@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -20,10 +21,11 @@ from clseg.training.average import Average
 from clseg.training.begin import begin, card_before, started
 from clseg.training.card import origin
 from clseg.training.cases import find_cases
-from clseg.training.entries import EXPERIMENTAL, entry_of, experimental_of, in_order
+from clseg.training.entries import EXPERIMENTAL, entry_of, experimental_of, in_order, refuse_to_unbind
 from clseg.training.network import decoder_spec, encoder_spec
 from clseg.training.noted import noted
 from clseg.training.ranges import DecoderRange, learned_ranges
+from clseg.training.relist import copied
 from clseg.training.run import STATE
 from clseg.training.state import read_average
 
@@ -41,12 +43,30 @@ def export_run(run: Path, folder: Path) -> tuple[Recipe, dict[str, Path]]:
     return recipe, export(recipe, average, folder, done=done)
 
 
+def export_and_list(run: Path, folder: Path, manifest: Path, *, sources: str) -> dict[str, Path]:
+    """Export a run and list its files; where the manifest cannot take them, those in `folder`, which it may list, stay as they are."""
+    with TemporaryDirectory(prefix="clseg-") as place:
+        recipe, drafts = export_run(run, Path(place))
+        listed_in(manifest, recipe, drafts, sources=sources)  # refuses before anything is replaced
+        files = {part: copied(draft, folder / draft.name) for part, draft in drafts.items()}
+    list_in_manifest(manifest, recipe, files, sources=sources)
+    return files
+
+
 def list_in_manifest(path: Path, recipe: Recipe, files: dict[str, Path], *, sources: str) -> Manifest:
-    """Enter exported files into the manifest at `path` as the model called like the recipe, replacing what it listed.
+    """Enter exported files into the manifest at `path`, as `listed_in` says."""
+    manifest = listed_in(path, recipe, files, sources=sources)
+    manifest.write(path)
+    return manifest
+
+
+def listed_in(path: Path, recipe: Recipe, files: dict[str, Path], *, sources: str) -> Manifest:
+    """What the manifest at `path` is to say of exported files: they are the model called like the recipe, replacing what it listed.
 
     Experimental structures are listed, with the encoder, under `<recipe name>_experimental`
     instead, unlisted ones nowhere.  `sources` is what stands before a file's name in its
-    source, e.g. `package:data/starter/`.
+    source, e.g. `package:data/starter/`.  Raises WeightsError when decoders would be dropped
+    that were learned since, or when decoders of other models were trained on what is replaced.
     """
     offered = {decoder.name: decoder.listed for decoder in recipe.decoder}
     tried = {decoder.name: decoder.experimental for decoder in recipe.decoder if decoder.experimental}
@@ -66,10 +86,10 @@ def list_in_manifest(path: Path, recipe: Recipe, files: dict[str, Path], *, sour
     kept = {a for model in others for a in model.assets}
     dropped = {a for model in old.models if model.name in mine for a in model.assets} - kept
     dropped |= {a.name for a in assets}
-    _refuse_to_forget(recipe, [a for a in old.assets if a.name in dropped - {asset.name for asset in assets}], path, kept=_same_encoder(old, assets))
-    manifest = Manifest((*others, *models), (*(a for a in old.assets if a.name not in dropped), *assets))
-    manifest.write(path)
-    return manifest
+    leaving = dropped - {a.name for a in assets}
+    _refuse_to_forget(recipe, [a for a in old.assets if a.name in leaving], path, kept=_same_encoder(old, assets))
+    refuse_to_unbind([a for a in old.assets if a.name not in leaving], assets, path)
+    return Manifest((*others, *models), (*(a for a in old.assets if a.name not in dropped), *assets))
 
 
 def _same_encoder(old: Manifest, assets: Iterable[Asset]) -> bool:
