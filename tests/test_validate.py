@@ -59,6 +59,13 @@ def test_a_perfect_answer_scores_one(recipe: Recipe, answer: Callable) -> None:
     assert all((s.dice, s.hd95_mm) == (1, 0) for scores in results.values() for s in scores.values())
 
 
+def test_nothing_to_score_is_told(recipe: Recipe, answer: Callable) -> None:
+    """A model that segments nothing of what the cases annotate: an empty table would look like an answer."""
+    answer(lambda masks: {"trachea": masks["body"]})
+    with pytest.raises(UsageError, match="No case of the split 'train' annotates a structure that recipe 'tiny' names and model 'starter' segments"):
+        validate(recipe, split="train")
+
+
 def test_dice_by_hand(recipe: Recipe, answer: Callable) -> None:
     """Half of the body missed: 2·|P| / (|P| + |R|) with P the half that was found."""
 

@@ -26,7 +26,7 @@ def train(
     recipe: Annotated[Path, typer.Argument(help="TOML recipe; recipes/bodypart.toml is a commented example.")],
     run: Annotated[Path | None, typer.Option("--run", help="Folder of this run. Default: runs/<recipe name>.", show_default=False)] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but errors.")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Show nothing but errors and what came out.")] = False,
 ) -> None:
     """Learn the order of slices, calibrate with landmarks, measure on held-out scans.
 
@@ -51,7 +51,7 @@ def score(
     ct: Annotated[Path, typer.Argument(help="NIfTI, NRRD, MetaImage, or a DICOM folder.")],
     weights: Annotated[Path | None, typer.Option("-w", "--weights", help="Weights of a regressor. Default: the starter's.", show_default=False)] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write slice, z_mm and score to this .csv file.", show_default=False)] = None,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but errors.")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Show nothing but errors and the scores.")] = False,
 ) -> None:
     """Print the score of every slice, from the feet up: slice number, height in mm, score.
 

@@ -22,7 +22,7 @@ def cases(
     kind: Annotated[str | None, typer.Option("--kind", help="Which command the recipe is for: train, learn, update or prune. Default: the one that its keys fit.", show_default=False)] = None,
     everything: Annotated[bool, typer.Option("--all", help="Also list structures that no decoder of the recipe learns.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="JSON instead of tables.")] = False,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but errors.")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Show nothing but errors and what was found.")] = False,
 ) -> None:
     """Check all cases of a recipe and list which structures they annotate; exit code 1 when there are errors."""
     terminal = Terminal(quiet=quiet)

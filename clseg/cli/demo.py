@@ -15,7 +15,7 @@ from clseg.errors import UsageError
 def demo(
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the scan and its results.")] = Path("demo"),
     device: Annotated[str, typer.Option("-d", "--device", help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but errors.")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Show nothing but errors and the table.")] = False,
 ) -> None:
     """Make a synthetic torso CT, segment it with the starter model and show what came out."""
     terminal = Terminal(quiet=quiet)

@@ -24,7 +24,7 @@ def evaluate(
     model: Annotated[str, typer.Option("-m", "--model", help="Model to use with --recipe.")] = "starter",
     device: Annotated[str, typer.Option("-d", "--device", help="Device to use with --recipe.")] = "auto",
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Also write the scores to this .json or .csv file, or the table to this .md file.", show_default=False)] = None,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but errors.")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Show nothing but errors and the scores.")] = False,
 ) -> None:
     """Score a segmentation against a reference: Dice, surface Dice at 3 mm, HD95 per structure.
 

@@ -23,7 +23,7 @@ def clnet(
     without: Without = [],  # noqa: B006
     bodypart: Annotated[str, typer.Option("--bodypart", help="Look only where organs can be, judged by the regressor of this model, e.g. starter.", show_default=False)] = "",
     licence: Annotated[str, typer.Option("--licence", help="Licence of the weights, for manifest and card.")] = "unknown",
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but errors.")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Show nothing but errors and what came in.")] = False,
 ) -> None:
     """The release of CL-Net's authors: clseg weights import clnet release/ --name clnet.
 

@@ -13,7 +13,7 @@ from clseg.errors import UsageError
 
 RunFolder = Annotated[Path | None, typer.Option("--run", help="Folder of this run. Default: runs/<recipe name>.", show_default=False)]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")]
-Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but errors.")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Show nothing but errors and what came out.")]
 
 
 def train(

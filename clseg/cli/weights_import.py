@@ -28,7 +28,7 @@ File = Annotated[str, typer.Option("--checkpoint", help="File in every fold_*.")
 Configuration = Annotated[str, typer.Option("--configuration", help="3d_fullres or 3d_lowres, where there are several.", show_default=False)]
 MIRROR_HELP = "Average over the flips that the training allows, as nnU-Net does by itself: 8 times the work."
 Mirror = Annotated[bool, typer.Option("--mirror/--no-mirror", help=MIRROR_HELP)]
-Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but errors.")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Show nothing but errors and what came in.")]
 
 
 @app.callback()

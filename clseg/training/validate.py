@@ -33,7 +33,8 @@ def validate(
     only in part along z, see `DecoderRecipe.open_ends`) is not scored beyond the slices at
     those ends where its contours stop.  `only` are the names of some cases, where not all
     are wanted.  With `absent` those structures are scored too that the dataset says cannot be
-    in view: their reference is empty.  Raises UsageError when the split has no case, or none of a name in `only`.
+    in view: their reference is empty.  Raises UsageError when the split has no case, none of a name in `only`, or
+    none that can be scored.
     """
     cases = [case for case in find_cases(recipe, split) if case.ct is not None]  # a synthetic scan proves nothing
     if not cases:
@@ -49,7 +50,13 @@ def validate(
         for case in cases:
             results.setdefault(case.name, {}).update(_score(case, recipe, model, device, absent))
             advance(1)
-    return {name: scores for name, scores in results.items() if scores}
+    scored = {name: scores for name, scores in results.items() if scores}
+    if not scored:
+        raise UsageError(
+            f"No case of the split '{split}' annotates a structure that recipe '{recipe.name}' names and model '{model}' segments, so there is nothing to score.",
+            tip="`clseg cases RECIPE` shows what the cases annotate, `clseg rois --model NAME` what the model segments.",
+        )
+    return scored
 
 
 def _score(case: Case, recipe: Recipe, model: str, device: str, absent: bool) -> dict[str, Scores]:
