@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import clseg
-from clseg.catalogue import Catalogue
+from clseg.asked import asked, catalogue_of
 from clseg.io.check import CheckedScan, check
 from clseg.io.convert import to_volume
 from clseg.io.files import AnyPath, read, sha256_of
@@ -84,8 +84,8 @@ class Segmenter:
         self.report = report
         listing = manifest(sources=self.settings.sources, offline=self.settings.offline)
         self._holders = listing.labels_of(self.settings.model)
-        self._catalogue = Catalogue.builtin().with_structures(self._holders)
-        self.wanted = self._catalogue.select([roi] if isinstance(roi, str) else roi, among=self._holders)
+        self._catalogue = catalogue_of(listing, self.settings.model)
+        self.wanted = asked(listing, self.settings.model, [roi] if isinstance(roi, str) else roi)
         self._assets = listing.assets_for(self.settings.model, [a.name for a in self.wanted])
         self._device = ""
         self._parts: Parts | None = None

@@ -1,4 +1,4 @@
-"""Words: how the names of structures are spelled, counted and given a side."""
+"""Words: how the names of structures are spelled, counted and given a side, and things numbered."""
 
 from __future__ import annotations
 
@@ -16,6 +16,11 @@ def tokens_of(roi: Iterable[str]) -> list[str]:
     """`["chest", "liver, aorta"]` → `["chest", "liver", "aorta"]`; a single string is a list of one."""
     given = [roi] if isinstance(roi, str) else roi
     return [token.strip() for entry in given for token in entry.split(",") if token.strip()]
+
+
+def number_of(count: int, thing: str) -> str:
+    """`1 slice`, `3 slices`."""
+    return f"{count} {thing}{'s' * (count != 1)}"
 
 
 def as_word(text: str) -> str:

@@ -64,7 +64,7 @@ def ct(tmp_path: Path) -> Path:
 def test_a_release_becomes_a_model_that_segments(release: Path, ct: Path, tmp_path: Path) -> None:
     """Encoder and four heads under the authors' names, with the licence told; every structure is in one label map on the scan's grid."""
     told = call("weights", "import", "clnet", release, "--name", "theirs", "--licence", "not stated by the authors")
-    for name in ("theirs-encoder encoder", "theirs-Trunk decoder 2 structures", "theirs-Lens decoder 1 structures", "--model theirs"):
+    for name in ("theirs-encoder encoder", "theirs-Trunk decoder 2 structures", "theirs-Lens decoder 1 structure ", "--model theirs"):
         assert name in told
     listing = manifest()
     assert listing.model("theirs").licence == "not stated by the authors"

@@ -16,7 +16,7 @@ ROOT = PACKAGE.parent
 # from the ground up; a module may import its own layer and those before it
 LAYERS = [
     {"errors"},
-    {"volume", "words", "catalogue", "catalogue_check", "families", "addresses", "manifest", "manifest_check", "recipe", "environment", "progress", "footprint", "stopwatch", "allocator", "waiting", "cores", "data"},
+    {"volume", "words", "catalogue", "catalogue_check", "families", "addresses", "manifest", "manifest_check", "asked", "recipe", "environment", "progress", "footprint", "stopwatch", "allocator", "waiting", "cores", "data"},
     {"io", "spatial", "weights", "network"},
     {"inference", "measure", "intensities", "metrics", "radiomics", "report", "phantom", "output", "evaluate", "settings", "results", "review"},
     {"segmentation", "pipeline", "masks", "batch"},

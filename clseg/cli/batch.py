@@ -33,12 +33,11 @@ class Many:
 
         Wrong names are told before folders are looked through.
         """
+        from clseg.asked import asked
         from clseg.batch import cases_of
-        from clseg.catalogue import Catalogue
         from clseg.weights.cache import manifest
 
-        holders = manifest(sources=sources).labels_of(model)
-        Catalogue.builtin().with_structures(holders).select(roi, among=holders)
+        asked(manifest(sources=sources), model, roi)
         if self.cluster and self.workers:
             raise UsageError("--cluster and --workers exclude each other.", tip="--workers starts processes on this machine, --cluster uses those of a scheduler.")
         cases = cases_of(input, output)

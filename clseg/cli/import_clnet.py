@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from clseg.cli.console import Terminal, exit_codes
+from clseg.words import number_of
 
 Heads = Annotated[list[str], typer.Option("--head", metavar="NAME", help="Only this head (decoder), and those that support it; may be repeated.", show_default=False)]
 Without = Annotated[list[str], typer.Option("--without", metavar="NAME", help="Not this head; may be repeated.", show_default=False)]
@@ -42,5 +43,5 @@ def clnet(
         text = f"CL-Net, {len(imported.decoders)} heads of the authors' release"
         manifest = install(name, parts_of(imported), description=text, licence=licence, regressors=regressors)
         for asset in manifest.listed(name):
-            terminal.result("\t".join((asset.name, asset.kind, f"{len(asset.labels)} structures" if asset.labels else "", asset.file)))
-        terminal.note(f"{len(manifest.labels_of(name))} structures; use them with: clseg -i ct.nii.gz -o out --model {name}")
+            terminal.result("\t".join((asset.name, asset.kind, number_of(len(asset.labels), "structure") if asset.labels else "", asset.file)))
+        terminal.note(f"{number_of(len(manifest.labels_of(name)), 'structure')}; use them with: clseg -i ct.nii.gz -o out --model {name}")

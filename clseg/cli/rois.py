@@ -9,6 +9,7 @@ import typer
 
 from clseg.cli.console import Terminal, exit_codes
 from clseg.cli.sources import AllowHttp, OtherManifest, sources_of
+from clseg.words import number_of
 
 
 def rois(
@@ -36,5 +37,5 @@ def rois(
             terminal.result(json.dumps({"model": model, "structures": facts}, indent=2))
             return
         rows = [[a.name, ", ".join(a.groups), ", ".join(holders[a.name])] for a in anatomies]
-        terminal.table(f"Model '{model}': {len(rows)} structures", ["structure", "groups", "weights"], rows)
+        terminal.table(f"Model '{model}': {number_of(len(rows), 'structure')}", ["structure", "groups", "weights"], rows)
         terminal.note(f"Models: {', '.join(m.name for m in listing.models)}.  Groups may be asked for too: --roi head_neck")

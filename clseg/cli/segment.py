@@ -190,13 +190,12 @@ def source_of_dicom(input: Path, series: str | None, place: Output) -> Any:
 
 def check_call(input: Path, place: Output, roi: list[str], model: str, device: str, overwrite: bool, sources: Sources) -> None:
     """Refuse what is wrong with the call before anything heavy is loaded, read or made."""
-    from clseg.catalogue import Catalogue
+    from clseg.asked import asked
     from clseg.inference.device import check_spelling
     from clseg.io.files import check_writable, existing
     from clseg.weights.cache import manifest
 
-    holders = manifest(sources=sources).labels_of(model)
-    wanted = Catalogue.builtin().with_structures(holders).select(roi, among=holders)
+    wanted = asked(manifest(sources=sources), model, roi)
     existing(input)
     found = place.existing([a.name for a in wanted])
     if any(file.samefile(input) for file in found):

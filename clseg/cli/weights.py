@@ -260,13 +260,11 @@ def _facts(held: Holding) -> dict[str, Any]:
 
 def _needed(listing: Manifest, model: str, roi: list[str] | None) -> tuple[Asset, ...]:
     """What the ROI needs of the model, supporters included; without a ROI all that belongs to the model."""
-    from clseg.catalogue import Catalogue
+    from clseg.asked import asked
 
     if not roi:
         return listing.closed([model]).assets
-    holders = listing.labels_of(model)
-    wanted = Catalogue.builtin().with_structures(holders).select(roi, among=holders)
-    return listing.assets_for(model, [anatomy.name for anatomy in wanted])
+    return listing.assets_for(model, [anatomy.name for anatomy in asked(listing, model, roi)])
 
 
 def _fetched(assets: tuple[Asset, ...], sources: Any, offline: bool, terminal: Terminal) -> dict[str, Path]:

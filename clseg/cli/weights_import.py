@@ -11,6 +11,7 @@ import typer
 from clseg.cli.console import Terminal, exit_codes
 from clseg.cli.import_clnet import clnet
 from clseg.errors import UsageError
+from clseg.words import number_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -115,6 +116,6 @@ def _install(name: str, parts: Sequence[Part], text: str, licence: str, terminal
 
     manifest = install(name, parts, description=text, licence=licence)
     for asset in manifest.listed(name):
-        held = f"{len(asset.labels)} structures" if asset.labels else ""
+        held = number_of(len(asset.labels), "structure") if asset.labels else ""
         terminal.result(f"{asset.name}\t{asset.kind}\t{held}\t{asset.file}")
-    terminal.note(f"{len(manifest.labels_of(name))} structures; use them with: clseg -i ct.nii.gz -o out --model {name}")
+    terminal.note(f"{number_of(len(manifest.labels_of(name)), 'structure')}; use them with: clseg -i ct.nii.gz -o out --model {name}")

@@ -26,6 +26,7 @@ from clseg.inference.predictor import ROWS
 from clseg.network.cost import window_bytes
 from clseg.spatial.resample import BLOCK as RESAMPLED
 from clseg.volume import Volume
+from clseg.words import number_of
 
 if TYPE_CHECKING:
     from clseg.inference.parts import Parts
@@ -75,7 +76,7 @@ class Plan:
     def lines(self, limit: int | None = None) -> list[str]:
         """The plan for people."""
         told = f"Memory: {in_words(self.peak)} at most" + (f" of {in_words(limit)} allowed" if limit else "")
-        passes = f"; {_count(sum(map(len, self.chunks)), 'decoder')} in {len(self.chunks)} pass{'es' * (len(self.chunks) != 1)}" if self.chunks else ""
+        passes = f"; {number_of(sum(map(len, self.chunks)), 'decoder')} in {len(self.chunks)} pass{'es' * (len(self.chunks) != 1)}" if self.chunks else ""
         rows = [f"  {stage.name:<8} {in_words(self.held + stage.bytes):>9}  {stage.what}" for stage in self.stages]
         return [told + passes, f"  {'before':<8} {in_words(self.held):>9}  {self.before}", *rows]
 
@@ -210,7 +211,7 @@ class House:
             Stage("prepare", 4 * size + self._resampling(), f"{_by(self.placement.shape)} voxels of the model"),
             Stage("segment", self._segment(chunks), f"scores of open slices, a window{passes}"),
             Stage("clean", canvas + sure + 9 * size, "pieces of the largest structure"),
-            Stage("restore", canvas + sure + maps.bytes + maps.drawn + maps.sure + canvas // 2 + LARGEST_TILES, f"{_count(maps.layers, 'label map')} of the scan"),
+            Stage("restore", canvas + sure + maps.bytes + maps.drawn + maps.sure + canvas // 2 + LARGEST_TILES, f"{number_of(maps.layers, 'label map')} of the scan"),
             Stage("write", maps.bytes + maps.sure + maps.written, "files and statistics"),
         )
         return _brought_back(Plan(self.held, stages, chunks), maps, self.given)
@@ -304,8 +305,8 @@ class Imported:
         segment = max((4 * 2 * grid + 4 * box for box, grid, _ in boxes), default=0) + finished + _EXPORT + int(_HANDED_OUT * share) + self._window()
         stages = (
             Stage("prepare", kept + prepare, f"the largest of {len(self.groups)} views of the scan" if len(self.groups) > 1 else "the scan as the networks see it"),
-            Stage("segment", kept + segment, f"scores of open rows {in_words(share)}, a window, label maps of {_count(sum(n for *_, n in boxes), 'network')}"),
-            Stage("compose", kept + maps.bytes + maps.sure + _EXPORT, f"{_count(maps.layers, 'label map')} of the scan"),
+            Stage("segment", kept + segment, f"scores of open rows {in_words(share)}, a window, label maps of {number_of(sum(n for *_, n in boxes), 'network')}"),
+            Stage("compose", kept + maps.bytes + maps.sure + _EXPORT, f"{number_of(maps.layers, 'label map')} of the scan"),
             Stage("write", maps.bytes + maps.sure + maps.written, "files and statistics"),
         )
         return _brought_back(Plan(self.held, stages, share=share), maps, self.given)
@@ -334,7 +335,3 @@ def _brought_back(plan: Plan, maps: Maps, given: Volume | None) -> Plan:
 
 def _by(shape: Sequence[int]) -> str:
     return " × ".join(map(str, shape))
-
-
-def _count(number: int, thing: str) -> str:
-    return f"{number} {thing}{'s' * (number != 1)}"

@@ -12,6 +12,7 @@ from clseg.spatial.crop import filled_slices
 from clseg.spatial.orient import to_orientation
 from clseg.spatial.padding import sampled, zeros_around
 from clseg.volume import AIR_HU, Volume
+from clseg.words import number_of
 
 _SPACING_MM = (0.05, 20.0)
 _NOT_FINITE_SHARE = 0.01
@@ -112,16 +113,12 @@ def _mend(volume: Volume) -> tuple[Volume, list[Finding]]:
             raise InputError(f"{bad / array.size:.1%} of the voxels hold no number (NaN or infinity), expected at most {_NOT_FINITE_SHARE:.0%}.", tip=_HU_TIP)
         if bad:
             array = np.where(finite, array, np.asarray(AIR_HU, array.dtype))
-            findings.append(_warning("values", f"{_count(bad, 'voxel')} without a number (NaN or infinity) {'was' if bad == 1 else 'were'} replaced by air ({AIR_HU} HU).", _AGAIN_TIP))
+            findings.append(_warning("values", f"{number_of(bad, 'voxel')} without a number (NaN or infinity) {'was' if bad == 1 else 'were'} replaced by air ({AIR_HU} HU).", _AGAIN_TIP))
     low, high = array.min(), array.max()
     if low < _CLIP[0] or high > _CLIP[1]:
         array = np.clip(array, max(_CLIP[0], int(low)), min(_CLIP[1], int(high)))
         findings.append(_warning("values", f"Values from {low:g} to {high:g} were cut to {_CLIP[0]}…{_CLIP[1]} HU.", _HU_TIP))
     return (volume if array is volume.array else replace(volume, array=array)), findings
-
-
-def _count(number: int, thing: str) -> str:
-    return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
 # ---- values -----------------------------------------------------------------------------------------------------------
@@ -226,7 +223,7 @@ def _judge_ends(volume: Volume) -> list[Finding]:
     below, above = kept.start, standing.shape[2] - kept.stop
     if not below and not above:
         return []
-    text = f"{_count(below, 'slice')} at the lower end and {above} at the upper end hold one value only: nothing is looked for in them."
+    text = f"{number_of(below, 'slice')} at the lower end and {above} at the upper end hold one value only: nothing is looked for in them."
     return [_warning("coverage", text, "")]
 
 
