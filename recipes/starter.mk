@@ -2,7 +2,7 @@
 #   make -f recipes/starter.mk                 (in a checkout that is installed with `pip install -e .`)
 # Stopped, it goes on where it was.  Runs lie in runs/; weights and manifest of the package are exchanged on the way, and
 # belong into one commit when the last step has scored them.  starter.toml and learn_torso.toml want a GPU (eight and five
-# minutes; eleven and six hours on two cores), the rest, as reckoned, six hours of two cores.  Pseudo-labels are those of the
+# minutes; eleven and six hours on two cores), the rest, as reckoned, seven hours of two cores.  Pseudo-labels are those of the
 # weights that are there at the start.
 
 clseg ?= clseg
@@ -38,7 +38,8 @@ update = $(eval $(call step,$(1),update,$(1),$(2)))
 prune = $(eval $(call step,prune_$(1),prune starter $(1) --recipe,$(2),$(3)))
 
 $(call learn,learn_torso,starter)
-$(call update,finish_ribs,learn_torso)
+$(call learn,learn_aorta,learn_torso)
+$(call update,finish_ribs,learn_aorta)
 $(call update,finish_abdominal_details,finish_ribs)
 $(call update,finish_heart_vessels,finish_abdominal_details)
 $(call update,refine_mandible_parotids,finish_heart_vessels)

@@ -78,6 +78,7 @@ def test_a_decoder_is_asked_only_where_what_is_wanted_of_it_can_be():
     """Of larynx and oesophagus the larynx alone is wanted: slices 5 and 6; the oesophagus without a range of its own: all of the decoder's."""
     both = neck(larynx=(0.5, 0.6), esophagus=(0.2, 0.5))
     assert extents(both, 8, SCORES, {"larynx", "liver"}) == {"neck": (5, 7)}
+    assert extents(both, 8, SCORES, {"larynx", "esophagus"}, {"neck": ("larynx", "")}) == {"neck": (5, 7)}
     assert extents(both, 8, SCORES, {"larynx", "esophagus"}) == {"neck": (2, 7)}
     assert extents(neck(larynx=(0.5, 0.6)), 8, SCORES, {"esophagus"}) == {"neck": (2, 8)}
     assert extents(neck(larynx=(0.5, 0.6)), 8, SCORES, {"larynx"}) == {"neck": (5, 7)}

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from clseg import segment
 from clseg.errors import WeightsError
 from clseg.inference.parts import Parts, load_parts
+from clseg.manifest import Manifest
 from clseg.network.checkpoint import Checkpoint
 from clseg.network.plan import Plan, Scheme
+from clseg.phantom import small_phantom
+from clseg.review import Certainty
 from clseg.weights.cache import fetch, manifest
 from clseg.weights.importers.install import Part, install
 from tests.conftest import tiny_checkpoints
@@ -55,6 +60,41 @@ def test_only_those_asked_for_answer() -> None:
     """A decoder that was not asked for is in neither list of names."""
     found = loaded(*parts_of("", {"a": "liver", "c": "heart"}, {"b": "spleen"}), answering={"mine-c"})
     assert (answering(found.models), answering(found.planned)) == ([], [["mine-c"]])
+
+
+def test_what_a_decoder_does_not_offer_has_no_name() -> None:
+    """The manifest lists one of its two labels: the other keeps its channel, under a name that no structure has."""
+    encoder, decoders = tiny_checkpoints({"a": ("liver", "spleen")})
+    install("mine", [Part("encoder", encoder), Part("a", decoders["a"], ("encoder",))], description="")
+    listed = manifest().assets_for("mine", ["liver"])
+    silent = [replace(asset, labels=("spleen",)) if asset.kind == "decoder" else asset for asset in listed]
+    parts = load_parts(silent, fetch(listed, offline=True), {"mine-a"})
+    assert parts.labels == {"mine-a": ("", "spleen")}
+    assert parts.spoken("another", ("liver", "spleen")) == ("liver", "spleen")
+
+
+@pytest.mark.parametrize("planned", [False, True], ids=["ours", "planned"])
+def test_what_a_decoder_does_not_offer_is_left_to_others(planned: bool, own_home: Path) -> None:
+    """Two decoders know the spleen, the manifest lists it of one: its confidence is that of the decoder alone, beside the other or not."""
+    names = {"a": ("liver", "spleen"), "b": ("spleen", "heart")}
+    install("mine", parts_that_know(names, planned), description="")
+    scan, _ = small_phantom()
+
+    def found(*roi: str) -> Certainty:
+        return segment(scan, roi, model="mine", device="cpu", offline=True).certainties["spleen"]
+
+    both = found("liver", "spleen", "heart")
+    file = own_home / "weights_manifest.json"
+    listing = Manifest.read(file)
+    silent = tuple(replace(asset, labels=("liver",)) if asset.name == "mine-a" else asset for asset in listing.assets)
+    Manifest(listing.models, silent).write(file)
+    assert found("liver", "spleen", "heart") == found("spleen") != both
+
+
+def parts_that_know(names: dict[str, tuple[str, ...]], planned: bool) -> list[Part]:
+    encoder, decoders = tiny_checkpoints(names)
+    made = {name: replace(one, spec=replace(one.spec, plan=PLAN if planned else None)) for name, one in decoders.items()}
+    return [Part("encoder", encoder), *(Part(name, one, ("encoder",)) for name, one in made.items())]
 
 
 @pytest.mark.parametrize("kind", ["planned", "plain"])

@@ -63,7 +63,7 @@ def test_every_decoder_is_trained_pruned_and_taken_over(steps: list[list[str]]) 
     pruned = [words[2] for words in steps if words[0] == "prune"]
     assert sorted(pruned) == sorted(decoder.name for decoder in recipe.decoder)
     making = [(words[words.index("--run") + 1], then) for words, then in pairwise(steps) if words[0] in KINDS]
-    assert len(making) == 1 + 1 + 7 + 10
+    assert len(making) == 1 + 2 + 7 + 10
     for run, then in making:
         assert then[:2] == ["export", run]
 
@@ -74,8 +74,9 @@ def test_the_recipes_list_what_the_package_lists(tmp_path: Path) -> None:
     parts = ("encoder", *(decoder.name for decoder in recipe.decoder), "bodypart")
     files = {part: weights / f"{part}.safetensors" for part in parts}
     list_in_manifest(tmp_path / "m.json", recipe, files, sources="package:data/starter/")
-    more = read_recipe(ROOT / "recipes" / "learn_torso.toml", LearnRecipe)
-    enlist(a_run(tmp_path / "run", more, weights), tmp_path / "starter", tmp_path / "m.json", sources="package:data/starter/")
+    for name in ("learn_torso", "learn_aorta"):
+        more = read_recipe(ROOT / "recipes" / f"{name}.toml", LearnRecipe)
+        enlist(a_run(tmp_path / name, more, weights), tmp_path / "starter", tmp_path / "m.json", sources="package:data/starter/")
     assert (tmp_path / "m.json").read_text() == (ROOT / "weights_manifest.json").read_text()
 
 

@@ -78,7 +78,7 @@ class Confidence:
 
     def _add(self, labels: tuple[str, ...], sums: np.ndarray) -> None:
         for name, mine in zip(labels, sums, strict=True):
-            if mine[_Column.VOXELS]:
+            if name and mine[_Column.VOXELS]:
                 self._sums[name] = self._sums.get(name, 0) + mine
 
     def _lower(self, best: torch.Tensor, start: int, shape: Shape) -> None:

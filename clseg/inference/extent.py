@@ -42,19 +42,21 @@ class Reach:
 
 
 def extents(
-    model: Model, slices: int, scores: Sequence[float] | None = None, wanted: Collection[str] | None = None
+    model: Model, slices: int, scores: Sequence[float] | None = None, wanted: Collection[str] | None = None, labels: Mapping[str, Sequence[str]] | None = None
 ) -> Mapping[str, Extent | None]:
     """First and past-the-last slice of every decoder among `slices`; None where no slice is in its range.
 
     A decoder is not asked beyond the ranges of those of its labels that are `wanted` (None:
-    all), where all of these have one of their own.
+    all), where all of these have one of their own.  `labels[decoder]` are those that it
+    speaks of (None: all that it knows).
     """
     within = label_extents(model, slices, scores)
     found: dict[str, Extent | None] = {}
     for name, span in model.slices.items():
         whole = _extent(span, slices, scores)
         if name in within:
-            mine = [label for label in model.decoders[name].spec.labels if wanted is None or label in wanted]
+            known = model.decoders[name].spec.labels if labels is None else filter(None, labels[name])
+            mine = [label for label in known if wanted is None or label in wanted]
             if mine and set(mine) <= set(within[name]):
                 whole = _common(whole, _hull(within[name][label] for label in mine))
         found[name] = whole

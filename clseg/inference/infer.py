@@ -116,6 +116,7 @@ def planned(scan: Volume, parts: Parts, task: Task) -> tuple[Layers, set[str]]:
     with stopwatch.lap("look"):
         engines = [Engine(model, task.device, notify=task.report.warn) for model in parts.planned]
         answers = answers_of(engines, scan, slice_scores(scan, parts, task.report))
+        answers = [replace(answer, labels=parts.spoken(answer.sources[0].decoder, answer.labels)) for answer in answers]
         if settings.restore == "nearest":
             answers = [replace(answer, plan=replace(answer.plan, export="nearest")) for answer in answers]
     memory = Imported(grouped(answers, math.inf), task.wanted, task.catalogue, scan, resident(), task.confidence.keep_map, task.given)
@@ -128,7 +129,7 @@ def planned(scan: Volume, parts: Parts, task: Task) -> tuple[Layers, set[str]]:
             found.append((answer, label_map.kept()))
     with stopwatch.lap("compose"):
         layers = compose(scan, found, task.wanted, task.catalogue)
-    return layers, {label for answer in answers for label in answer.labels}
+    return layers, {label for answer in answers for label in answer.labels if label}
 
 
 def tell(plan: Plan, task: Task) -> None:
@@ -191,7 +192,7 @@ def slices_in_reach(parts: Parts, hu: torch.Tensor, placement: Placement, report
         scores = score_grid(hu, placement.spacing, parts.scorer, placement.orientation)
     if scores is not None and upside_down(scores):
         report.warn(UPSIDE_DOWN)
-    decoders = {name: extent for model in parts.models for name, extent in extents(model, placement.shape[2], scores, wanted).items()}
+    decoders = {name: extent for model in parts.models for name, extent in extents(model, placement.shape[2], scores, wanted, parts.labels).items()}
     labels = {name: own for model in parts.models for name, own in label_extents(model, placement.shape[2], scores).items()}
     return Reach(decoders, labels, _bands(parts, hu, placement))
 

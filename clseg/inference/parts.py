@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -24,12 +24,15 @@ class Parts:
 
     `planned` are models, each on a grid of its own, whose decoders that answer have a
     plan (`clseg.network.plan`); an encoder with decoders of both kinds is in both.
+    `offers` are the labels that the manifest lists of a decoder (one that is not named: all).
+    It tells the others apart, and says nothing of them.
     """
 
     models: tuple[Model, ...]
     scorer: SliceScorer | None
     pathological: frozenset[str]
     planned: tuple[Model, ...] = ()
+    offers: Mapping[str, Collection[str]] = field(default_factory=dict)
 
     @property
     def grid(self) -> Grid:
@@ -37,8 +40,13 @@ class Parts:
 
     @property
     def labels(self) -> dict[str, tuple[str, ...]]:
-        """The labels of every decoder."""
-        return {name: decoder.spec.labels for model in self.models for name, decoder in model.decoders.items()}
+        """The labels of every decoder of the house, as `spoken` gives them."""
+        return {name: self.spoken(name, decoder.spec.labels) for model in self.models for name, decoder in model.decoders.items()}
+
+    def spoken(self, decoder: str, labels: Sequence[str]) -> tuple[str, ...]:
+        """The labels of a decoder, those that it does not offer as "", which is no structure's name."""
+        offered = self.offers.get(decoder, labels)
+        return tuple(label if label in offered else "" for label in labels)
 
     @property
     def answering(self) -> tuple[str, ...]:
@@ -61,7 +69,8 @@ def load_parts(assets: Sequence[Asset], files: Mapping[str, Path], answering: Co
         raise WeightsError(f"The structures asked for need encoders on different grids, {shown}.", tip="Ask for them in separate runs, with --roi.")
     scorers = [load_bodypart(files[a.name]) for a in assets if a.kind == "bodypart"]
     pathological = frozenset(name for name, part in decoders.items() if part.card.get("pathological") is True)
-    return Parts(models, scorers[0] if scorers else None, pathological, planned)
+    offers = {asset.name: asset.labels for asset in assets if asset.kind == "decoder"}
+    return Parts(models, scorers[0] if scorers else None, pathological, planned, offers)
 
 
 def _with(models: Sequence[Model], *, planned: bool) -> Iterator[Model]:
