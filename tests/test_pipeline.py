@@ -288,7 +288,7 @@ def test_decoders_out_of_range_are_reported(tiny, scan, monkeypatch):
     """Structures whose decoders had no slice are out of range, not absent."""
     from clseg.inference import infer
 
-    monkeypatch.setattr(infer, "extents", lambda network, slices, scores, wanted: {n: None if "abdomen" in n else (0, slices) for n in network.decoders})
+    monkeypatch.setattr(infer, "extents", lambda network, slices, *_: {n: None if "abdomen" in n else (0, slices) for n in network.decoders})
     result = segment(scan, model="tiny")
     assert result.out_of_range == {"liver", "spleen"}
     assert result.statistics()["liver"].status == "out_of_range"
@@ -336,7 +336,7 @@ def test_nothing_in_range_is_an_empty_result(tiny, scan, monkeypatch):
     """No decoder ran; everything is out of range, and nothing breaks."""
     from clseg.inference import infer
 
-    monkeypatch.setattr(infer, "extents", lambda network, slices, scores, wanted: dict.fromkeys(network.decoders))
+    monkeypatch.setattr(infer, "extents", lambda network, slices, *_: dict.fromkeys(network.decoders))
     result = segment(scan, model="tiny")
     assert not result.labels.array.any()
     assert result.out_of_range == set(result.names)
@@ -453,7 +453,7 @@ def test_a_scan_against_its_header_is_told(monkeypatch):
     from clseg.inference import infer
 
     model = SimpleNamespace(slices={"lungs": (0.3, 0.7)}, label_slices={}, sideways={})
-    parts, placement = SimpleNamespace(models=(model,), scorer=object()), SimpleNamespace(shape=(4, 4, 50), spacing=(3.0,) * 3, orientation="RAS")
+    parts, placement = SimpleNamespace(models=(model,), scorer=object(), labels={"lungs": ("lung_left",)}), SimpleNamespace(shape=(4, 4, 50), spacing=(3.0,) * 3, orientation="RAS")
     for ends, warned in (((0.9, 0.2), 1), ((0.2, 0.9), 0)):
         told = Told()
         monkeypatch.setattr(infer, "score_grid", lambda *_, ends=ends: np.linspace(*ends, 50))
@@ -537,7 +537,7 @@ def test_a_map_of_confidence_that_was_asked_for_is_there(tiny, scan, tmp_path, m
 
     from clseg.inference import infer
 
-    monkeypatch.setattr(infer, "extents", lambda network, slices, scores, wanted: dict.fromkeys(network.decoders))
+    monkeypatch.setattr(infer, "extents", lambda network, slices, *_: dict.fromkeys(network.decoders))
     result = segment(scan, model="tiny", confidence_map=True)
     assert result.present == ()
     result.save(tmp_path)
