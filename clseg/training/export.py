@@ -47,9 +47,9 @@ def export_and_list(run: Path, folder: Path, manifest: Path, *, sources: str) ->
     """Export a run and list its files; where the manifest cannot take them, those in `folder`, which it may list, stay as they are."""
     with TemporaryDirectory(prefix="clseg-") as place:
         recipe, drafts = export_run(run, Path(place))
-        listed_in(manifest, recipe, drafts, sources=sources)  # refuses before anything is replaced
+        listed = listed_in(manifest, recipe, drafts, sources=sources)  # refuses before anything is replaced
         files = {part: copied(draft, folder / draft.name) for part, draft in drafts.items()}
-    list_in_manifest(manifest, recipe, files, sources=sources)
+    listed.write(manifest)
     return files
 
 
