@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
 import torch
 
 from clseg.errors import UsageError
+from clseg.inference import engine as engine_module
 from clseg.inference import predictor
 from clseg.inference.engine import Engine, choose_device, main_memory
 from clseg.inference.predictor import Predictor
@@ -247,6 +249,62 @@ def test_a_device_too_full_for_the_weights_gives_way_to_the_cpu(monkeypatch):
     assert (engine.device, engine.results) == ("cpu", "cpu")
     assert "CPU" in told[0]
     assert answers(engine, tiles(1)).keys() == set(ALL)
+
+
+class Failing:
+    """Makes something at the second try; the first finds no memory on the device."""
+
+    def __init__(self) -> None:
+        self.tries = 0
+
+    def __call__(self) -> str:
+        self.tries += 1
+        if self.tries == 1:
+            raise torch.OutOfMemoryError("injected")
+        return "made"
+
+
+def test_results_for_which_the_device_has_no_room_go_to_main_memory() -> None:
+    """What is made of results is made anew there, who keeps some is told to leave, and one sentence is said."""
+    engine, told, _ = scarce_engine(holds=4)
+    left: list[str] = []
+    engine.leaving.append(lambda: left.append(engine.results))
+    assert engine.collected(Failing()) == "made"
+    assert (engine.results, engine.device, left) == ("cpu", ACCELERATOR, ["cpu"])
+    assert told == [f"Out of memory on {ACCELERATOR}: collecting results in main memory."]
+    assert str(engine.zeros(2, 3).device) == "cpu"
+
+
+def test_main_memory_has_nothing_to_give_way_to() -> None:
+    """On the CPU the error goes on its way."""
+    engine, told, _ = scarce_engine(holds=4, device="cpu")
+    with pytest.raises(torch.OutOfMemoryError):
+        engine.collected(Failing())
+    assert told == []
+
+
+@pytest.mark.parametrize("fails_at", [1, 3, 5, 9, 14])
+def test_a_scan_whose_results_have_to_leave_the_device_is_segmented_alike(fails_at: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever memory runs out, while sums are laid out, added to or averaged, the probabilities are those of the CPU."""
+    scan = 800 * torch.randn(16, 16, 40, generator=torch.Generator().manual_seed(3))
+    extents = {name: (0, 40) for name in ALL}
+    expected = list(Predictor(Engine(tiny_network(), "cpu", notify=pytest.fail))(scan, extents))
+    told: list[str] = []
+    engine = Engine(tiny_network(), ACCELERATOR, notify=told.append)
+    calls = iter(range(1, 1000))
+
+    @contextmanager
+    def full():
+        if next(calls) == fails_at:
+            raise torch.OutOfMemoryError("injected")
+        yield
+
+    monkeypatch.setattr(engine_module, "device_memory", full)
+    found = list(Predictor(engine)(scan, extents))
+    assert told
+    for one, other in zip(found, expected, strict=True):
+        for name in ALL:
+            torch.testing.assert_close(one.probabilities[name], other.probabilities[name], atol=1e-6, rtol=1e-5)
 
 
 def test_other_errors_are_not_swallowed():

@@ -9,19 +9,26 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import clseg
 from clseg.inference.engine import Engine
+from clseg.inference.planned.export import Export
+from clseg.inference.planned.prepare import View
+from clseg.inference.predictor import Predictor
+from clseg.network.blocks import _normalised
 from clseg.network.decoder import Decoder
 from clseg.network.encoder import Encoder
 from clseg.network.model import Model
+from clseg.network.plan import Plan, Scheme
 from clseg.network.spec import DecoderSpec, EncoderSpec, Grid, Intensity, Level, Stage
 from clseg.phantom import small_phantom
 from clseg.training.loop import Step, learner, train
 from clseg.training.network import fresh
 from clseg.training.patches import Patch, Patches
+from clseg.volume import Volume
 from clseg.weights.importers.install import install
 from clseg.weights.importers.nnunet import find_trainings, read_training
 from tests.conftest import tiny_network
@@ -96,6 +103,84 @@ def test_memory_that_really_runs_out_gives_way() -> None:
     assert engine.device == "cuda"
     for one in found:
         torch.testing.assert_close(one, expected[0], atol=0.02, rtol=0.02)
+
+
+def scan(length: int = 40) -> torch.Tensor:
+    return 800 * torch.randn(24, 20, length, generator=torch.Generator().manual_seed(3))
+
+
+def probabilities(device: str, hu: torch.Tensor) -> tuple[list[torch.Tensor], Engine]:
+    """Slab by slab those of a network with three decoders."""
+    model = tiny_network()
+    engine = Engine(model, device, notify=pytest.fail)
+    extents = {name: (0, hu.shape[2]) for name in model.slices}
+    return [one for slab in Predictor(engine)(hu, extents) for one in slab.probabilities.values()], engine
+
+
+def test_sums_are_kept_on_the_gpu() -> None:
+    """A scan that is there already: probabilities come to main memory, averaged, and are those of the CPU to three digits."""
+    expected, _ = probabilities("cpu", scan())
+    found, engine = probabilities("cuda", scan().cuda())
+    assert engine.results == "cuda"
+    for one, other in zip(found, expected, strict=True):
+        assert not one.is_cuda
+        torch.testing.assert_close(one, other, atol=0.01, rtol=0.01)
+
+
+@pytest.mark.usefixtures("little_memory")
+def test_sums_that_do_not_fit_go_to_main_memory() -> None:
+    """Two sums and their weights for 2000 × 2000 × 16 voxels take 768 MB: one sentence, and the probabilities of the CPU."""
+    told: list[str] = []
+    engine = Engine(network(), "cuda", notify=told.append)
+    hu = torch.full((2000, 2000, 16), -1000.0)
+    hu[500:520, 500:520] = 300
+    found = next(iter(Predictor(engine, step=1.0)(hu, {"trunk": (0, 16)})))
+    expected = next(iter(Predictor(Engine(network(), "cpu", notify=pytest.fail), step=1.0)(hu, {"trunk": (0, 16)})))
+    torch.testing.assert_close(found.probabilities["trunk"], expected.probabilities["trunk"], atol=0.01, rtol=0.01)
+    assert told == ["Out of memory on cuda: collecting results in main memory."]
+    assert (engine.device, engine.results) == ("cuda", "cpu")
+
+
+def test_channels_stay_last_on_a_gpu() -> None:
+    """From the first feature map to the logits, which spares a copy at every normalisation."""
+    seen: list[bool] = []
+    model = NETWORKS["pruned"]()
+    engine = Engine(model, "cuda", notify=pytest.fail)
+    for module in (*model.encoder.modules(), *model.decoders["trunk"].modules()):
+        if isinstance(module, torch.nn.LeakyReLU):
+            module.register_forward_hook(lambda _, given, made: seen.append(made.is_contiguous(memory_format=torch.channels_last_3d)))
+    answers(engine, tiles(2))
+    assert len(seen) >= 4
+    assert all(seen)
+
+
+def test_normalising_in_place_is_an_instance_norm() -> None:
+    """Every window by itself, channels last, half precision."""
+    norm = torch.nn.InstanceNorm3d(16, affine=True).cuda()
+    torch.nn.init.normal_(norm.weight)
+    torch.nn.init.normal_(norm.bias)
+    x = (3 * torch.randn(3, 16, 9, 10, 11, device="cuda") + torch.arange(3, device="cuda").view(3, 1, 1, 1, 1)).to(memory_format=torch.channels_last_3d)
+    with torch.inference_mode():
+        expected, half = norm(x.float()), x.half()
+        found = _normalised(half, norm)
+    assert found.data_ptr() == half.data_ptr()
+    torch.testing.assert_close(found.float(), expected, atol=0.01, rtol=0.01)
+
+
+@pytest.mark.parametrize("export", ["linear", "nearest"])
+def test_an_answer_is_exported_on_the_gpu(export: str) -> None:
+    """Scores of 9 × 10 × 11 voxels that lie there become a label map of 17 × 19 × 23 as in main memory."""
+    plan = Plan("nnunet", (2.0, 2.0, 2.0), (8, 8, 8), Scheme("none"), export=export)
+    view = View(replace(plan, spacing_mm=tuple(n / m for n, m in zip((17, 19, 23), (9, 10, 11), strict=True))), (17, 19, 23), (1.0, 1.0, 1.0), ((0, 17), (0, 19), (0, 23)))
+    scores = torch.randn(5, 9, 10, 11, generator=torch.Generator().manual_seed(1))
+    found = []
+    for device in ("cuda", "cpu"):
+        one = Export(view, plan)
+        one.add(0, scores[:, :4].to(device))
+        one.add(4, scores[:, 4:].to(device))
+        found.append(one.finished(Volume(np.zeros((23, 19, 17), np.int16), np.eye(4))))
+    assert found[0].box == found[1].box
+    assert (found[0].labels == found[1].labels).mean() > 0.999
 
 
 def segmented(device: str, **more: object) -> clseg.Segmentation:

@@ -12,7 +12,7 @@ from clseg.errors import WeightsError
 from clseg.network.checkpoint import Checkpoint, fingerprint, save, supporter
 from clseg.network.decoder import Decoder
 from clseg.network.encoder import Encoder
-from clseg.network.model import Model, assemble, load_model
+from clseg.network.model import Model, Stored, assemble, load_model
 from clseg.network.spec import DecoderSpec, EncoderSpec, Grid, Intensity, Level, Stage, Supporter
 
 SPEC = EncoderSpec(
@@ -91,6 +91,57 @@ def test_files_become_the_same_model(tmp_path: Path) -> None:
     assert torch.equal(
         loaded.decoders["liver"](loaded.encoder(window)), expected.decoders["liver"](expected.encoder(window))
     )
+
+
+def test_a_stored_model_is_hollow_until_it_is_filled(tmp_path: Path) -> None:
+    """Shapes, labels and size are known without weights; filled it answers as one in memory, bit for bit; emptied it can be filled again."""
+    root = encoder()
+    parts = {"liver": decoder(root, "liver"), "lung": decoder(root, "lung_left")}
+    for name, part in {"e": root, **parts}.items():
+        save(tmp_path / name, part)
+    expected = assemble(root, parts.items())
+    model = assemble(root, parts.items(), Stored(tmp_path / "e", {name: tmp_path / name for name in parts}))
+    assert model.hollow
+    assert not expected.hollow
+    assert (model.labels, model.bytes) == (expected.labels, expected.bytes)
+    assert model.bytes == 4 * sum(tensor.numel() for part in (root, *parts.values()) for tensor in part.tensors.values())
+    for _ in range(2):
+        model.fill()
+        assert not model.hollow
+        for name in parts:
+            assert torch.equal(model.decoders[name](model.encoder(window())), expected.decoders[name](expected.encoder(window())))
+        model.empty()
+        assert model.hollow
+        assert all(weight.is_meta for part in (model.encoder, *model.decoders.values()) for weight in part.parameters())
+    expected.empty()
+    assert not expected.hollow, "what is in memory alone is kept"
+
+
+def test_a_hollow_model_keeps_which_channels_it_reads(tmp_path: Path) -> None:
+    """A pruned decoder picks some channels of a skip: which ones is no weight, and outlasts them."""
+    root = encoder()
+    spec = DecoderSpec((Stage(8, (8,), (3, 3, 3), skip=(1, 4, 5)),), ("liver",))
+    parts = {"liver": Checkpoint("decoder", spec, Decoder(spec, SPEC).state_dict(), fingerprint(root.tensors, SPEC))}
+    for name, part in {"e": root, **parts}.items():
+        save(tmp_path / name, part)
+    model = assemble(root, parts.items(), Stored(tmp_path / "e", {name: tmp_path / name for name in parts}))
+    expected = assemble(root, parts.items())
+    model.fill()
+    model.empty()
+    model.fill()
+    for name in parts:
+        assert torch.equal(model.decoders[name](model.encoder(window())), expected.decoders[name](expected.encoder(window())))
+
+
+def test_what_does_not_fit_is_refused_of_a_hollow_model_too(tmp_path: Path) -> None:
+    """Before anything is computed: a missing tensor, and a file that has gone when its weights are needed."""
+    root, one = encoder(), decoder(encoder(), "liver")
+    lacking = replace(one, tensors=dict(list(one.tensors.items())[1:]))
+    with pytest.raises(WeightsError, match="do not fit their own spec"):
+        assemble(root, [("liver", lacking)], Stored(tmp_path / "e", {"liver": tmp_path / "d"}))
+    model = assemble(root, [("liver", one)], Stored(tmp_path / "e", {"liver": tmp_path / "d"}))
+    with pytest.raises(WeightsError, match="Cannot read the weights file"):
+        model.fill()
 
 
 def test_two_files_in_each_others_place_are_refused(tmp_path: Path) -> None:

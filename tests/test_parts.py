@@ -51,6 +51,12 @@ def test_an_encoder_with_both_kinds_is_in_both() -> None:
     assert set(found.answering) == {"mine-a", "mine-b"}
 
 
+@pytest.mark.parametrize(("plain", "hollow"), [({}, True), ({"b": "spleen"}, False)])
+def test_networks_of_other_programs_are_read_when_they_are_needed(plain: dict[str, str], hollow: bool) -> None:
+    """Decoders with a plan alone: their weights stay in the files; beside one of ours the encoder is there anyway."""
+    assert [model.hollow for model in loaded(*parts_of("", {"a": "liver"}, plain)).planned] == [hollow]
+
+
 def test_without_decoders_of_ours_there_is_no_model_of_ours() -> None:
     """And the other way round."""
     assert loaded(*parts_of("", {"a": "liver"}, {})).models == ()

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clseg.inference.planned import export as export_module
 from clseg.inference.planned.export import Export, LabelMap, _picked
 from clseg.inference.planned.prepare import View, whole
 from clseg.network.plan import Plan, Resampling, Scheme
@@ -61,6 +62,36 @@ def test_rows_in_pieces_give_what_all_at_once_gives(cuts: list[int]) -> None:
     assert np.array_equal(labels, winner.numpy())
     found = labels > 0
     np.testing.assert_allclose(score[found], 255 * best.numpy()[found], atol=0.51)
+
+
+def test_a_device_without_room_leaves_it_to_main_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory that runs out in the middle of some rows: they are done again, and nothing is lost."""
+    scores, shape = noise(4, 9, 5, 6), (17, 9, 13)
+    expected = full(exported(scores, shape, (3, 6)), shape)
+    monkeypatch.setattr(export_module, "CHUNK", 9 * 13 * 2)
+    calls, winner = iter(range(100)), export_module._linear_winner
+
+    def scarce(*arguments):
+        if next(calls) == 4:
+            raise torch.OutOfMemoryError("injected")
+        return winner(*arguments)
+
+    monkeypatch.setattr(export_module, "_linear_winner", scarce)
+    found = full(exported(scores, shape, (3, 6)), shape)
+    assert next(calls) > 9
+    for one, other in zip(found, expected, strict=True):
+        assert np.array_equal(one, other)
+
+
+def test_a_scan_on_the_networks_own_grid_is_not_interpolated() -> None:
+    """The largest score of every voxel, whose scores stay as they are."""
+    scores = noise(4, 6, 5, 7)
+    before = scores.clone()
+    labels, score = full(exported(scores, (6, 5, 7), (2, 5)), (6, 5, 7))
+    best, winner = scores.softmax(dim=0).max(dim=0)
+    assert np.array_equal(labels, winner.numpy())
+    np.testing.assert_allclose(score[labels > 0], 255 * best.numpy()[labels > 0], atol=0.51)
+    assert torch.equal(scores, before)
 
 
 def test_averaged_probabilities_are_their_own_score() -> None:

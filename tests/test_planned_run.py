@@ -16,8 +16,8 @@ from clseg.inference.planned.export import KeptMap, LabelMap
 from clseg.inference.planned.prepare import look
 from clseg.inference.planned.run import Answer, answers_of, compose, grouped, segment_planned
 from clseg.io.files import read
-from clseg.network.checkpoint import Checkpoint
-from clseg.network.model import Model, assemble
+from clseg.network.checkpoint import Checkpoint, save
+from clseg.network.model import Model, Stored, assemble
 from clseg.network.plan import Plan, Scheme
 from clseg.volume import Volume
 from clseg.weights.importers.nnunet import find_trainings, read_training
@@ -64,6 +64,55 @@ def test_folds_are_one_answer() -> None:
     assert (answer.name, answer.labels, len(answer.sources)) == ("x", ("liver", "spleen"), 2)
     alone = [next(iter(segment_planned(SCAN, answers_of([one], SCAN))))[1] for one in folds]
     assert all(not (one.box == both.box and np.array_equal(one.labels, both.labels)) for one in alone)
+
+
+def stored(folder: Path, plans: dict[str, Plan], labels: dict[str, tuple[str, ...]], seed: int) -> Engine:
+    """The same as `engine`, of a model that is hollow until it is needed."""
+    encoder, decoders = tiny_checkpoints(labels, seed=seed)
+    planned = {name: Checkpoint("decoder", replace(one.spec, plan=plans[name]), one.tensors, one.encoder) for name, one in decoders.items()}
+    files = {name: folder / f"{seed}-{name}" for name in planned}
+    save(folder / f"{seed}", encoder)
+    for name, one in planned.items():
+        save(files[name], one)
+    return Engine(assemble(encoder, planned.items(), Stored(folder / f"{seed}", files)), "cpu", notify=pytest.fail)
+
+
+def test_networks_are_in_memory_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three of them: each is read when its turn comes and let go afterwards; label maps are those of networks that stay."""
+    trained = [({name: PLAN}, {name: (label, "heart")}, seed) for seed, (name, label) in enumerate([("a", "liver"), ("b", "spleen"), ("c", "pancreas")])]
+    hollow = [stored(tmp_path, *one) for one in trained]
+    filled: list[int] = []
+    predict = run.predict
+
+    def watched(*arguments, **options):
+        filled.append(sum(not one.model.hollow for one in hollow))
+        yield from predict(*arguments, **options)
+
+    monkeypatch.setattr(run, "predict", watched)
+    found = [(answer.name, label_map) for answer, label_map in segment_planned(SCAN, answers_of(hollow, SCAN))]
+    assert filled == [1, 1, 1]
+    assert all(one.model.hollow for one in hollow)
+    monkeypatch.setattr(run, "predict", predict)
+    staying = [engine(plans, labels, seed=seed) for plans, labels, seed in trained]
+    for (name, mine), (answer, theirs) in zip(found, segment_planned(SCAN, answers_of(staying, SCAN)), strict=True):
+        assert (name, mine.box) == (answer.name, theirs.box)
+        assert np.array_equal(mine.labels, theirs.labels)
+        assert np.array_equal(mine.score, theirs.score)
+
+
+def test_a_network_stays_as_long_as_another_group_needs_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two decoders of one encoder that see the scan at different spacings: its weights are read once; folds of one training are there together."""
+    plans = {"a": PLAN, "b": replace(PLAN, spacing_mm=(5.0, 6.0, 6.0))}
+    reads = []
+    fill = Model.fill
+    monkeypatch.setattr(Model, "fill", lambda self: (reads.append(self.hollow), fill(self)))
+    one = stored(tmp_path, plans, {"a": ("liver",), "b": ("spleen",)}, 0)
+    assert len(list(segment_planned(SCAN, answers_of([one], SCAN)))) == 2
+    assert reads.count(True) == 1
+    folds = [stored(tmp_path, {name: replace(PLAN, ensemble="x")}, {name: ("liver",)}, seed) for seed, name in ((1, "c"), (2, "d"))]
+    reads.clear()
+    assert len(list(segment_planned(SCAN, answers_of(folds, SCAN)))) == 1
+    assert reads.count(True) == 2
 
 
 def test_folds_must_agree() -> None:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 
 from clseg.errors import UsageError
 from clseg.inference.device import check_spelling
+from clseg.network.blocks import order_on
 from clseg.network.model import Model
 from clseg.network.upsample import upsampled
 
 Logits = tuple[str, torch.Tensor]
+T = TypeVar("T")
 
 _NO_MEMORY = re.compile("DefaultCPUAllocator|not enough memory|can't allocate memory")  # torch has no error of its own for it
 _NO_DEVICE_MEMORY = re.compile("CUDA error: out of memory|CU(BLAS|DNN)_STATUS_ALLOC_FAILED")  # where not torch's allocator asks but a library does
@@ -29,6 +32,11 @@ def choose_device(wanted: str) -> str:
     if not there or (number and int(number) >= torch.cuda.device_count()):
         raise UsageError(f"Device '{wanted}' was asked for but is not available here.", tip="Use --device auto or cpu.")
     return wanted
+
+
+def prepared_on(device: str) -> str:
+    """Where a scan is prepared for `device`: on a GPU, where it goes anyway, or in main memory."""
+    return device if device.startswith("cuda") else "cpu"
 
 
 @contextmanager
@@ -54,6 +62,20 @@ def device_memory() -> Iterator[None]:
             raise torch.OutOfMemoryError(str(error)) from error
 
 
+def on_device(made: Callable[[str], T], device: str) -> T:
+    """What `made` makes on a device; made in main memory where that has no room for it."""
+    try:
+        with device_memory():
+            return made(device)
+    except torch.OutOfMemoryError:
+        return made("cpu")
+
+
+def in_main_memory(x: torch.Tensor) -> torch.Tensor:
+    """`x`, or a copy of what a GPU holds in memory that it writes to directly, several times as fast as to any other."""
+    return torch.empty(x.shape, dtype=x.dtype, pin_memory=True).copy_(x) if x.is_cuda else x
+
+
 class Engine:
     """One encoder pass per batch of windows, then every wanted decoder on its features.
 
@@ -61,8 +83,10 @@ class Engine:
 
     When the device runs out of memory the batch is halved, then results are
     collected in main memory, then everything moves to the CPU; `notify` hears a
-    sentence each time.  MemoryError when main memory is used up.  Half precision on
-    CUDA, float32 elsewhere.
+    sentence each time.  Who keeps results on the device, where `zeros` puts them, is
+    in `leaving`, to be told when they have to go to main memory.  MemoryError when main memory is used up.  Half precision on
+    CUDA, float32 elsewhere.  The weights of a hollow model are read when they are first
+    needed, or by `wake`, and given up by `rest`.
     """
 
     def __init__(self, model: Model, device: str = "cpu", *, batch: int | None = None, notify: Callable[[str], None]) -> None:
@@ -70,12 +94,38 @@ class Engine:
         self.device = self.results = device
         self.batch = batch or (4 if device.startswith("cuda") else 1)
         self.notify = notify
+        self.leaving: list[Callable[[], None]] = []
+        if not model.hollow:
+            self.wake()
+
+    def wake(self) -> None:
+        """Bring the weights to the device."""
+        self.model.fill()
         try:
             with device_memory():
-                model.to(device)
+                self.model.to(self.device)
         except torch.OutOfMemoryError:
-            self.notify(f"Out of memory on {device} before the first window: going on with the CPU.")
+            self.notify(f"Out of memory on {self.device} before the first window: going on with the CPU.")
             self._move_to_cpu()
+
+    def rest(self) -> None:
+        """Give up the memory of weights that can be read again."""
+        self.model.empty()
+
+    def zeros(self, *shape: int) -> torch.Tensor:
+        """Zeros where results are collected, float32."""
+        return self.collected(lambda: torch.zeros(shape, device="cpu" if self.results == "mps" else self.results))
+
+    def collected(self, made: Callable[[], T]) -> T:
+        """What is made of results; made anew in main memory where the device has no room for it.  MemoryError when that is used up."""
+        if self.results != "cpu":
+            try:
+                with device_memory():
+                    return made()
+            except torch.OutOfMemoryError:
+                self._collect_in_main_memory()
+        with main_memory():
+            return made()
 
     @torch.inference_mode()
     def __call__(self, tiles: torch.Tensor, decoders: Iterable[str]) -> Iterator[Logits]:
@@ -85,6 +135,8 @@ class Engine:
         on the way, the windows are computed in smaller groups.
         """
         wanted = list(decoders)
+        if self.model.hollow:
+            self.wake()
         if self.device == "cpu":  # nothing to give way to, so that the answers need not all be there before the first is used
             with main_memory():
                 yield from self._run(tiles, wanted)
@@ -110,7 +162,7 @@ class Engine:
     def _run(self, tiles: torch.Tensor, decoders: list[str]) -> Iterator[Logits]:
         kind = self.device.split(":")[0]
         with torch.autocast(kind, dtype=torch.float16, enabled=kind == "cuda"):
-            features = self.model.encoder(tiles.to(self.device, non_blocking=True))
+            features = self.model.encoder(tiles.to(self.device, non_blocking=True, memory_format=order_on(self.device)))
             for name, logits in self.model.logits(features, decoders, spend=True):
                 yield name, _at_full_resolution(logits[0], tiles).to(self.results, torch.float32)
 
@@ -124,15 +176,27 @@ class Engine:
             self.batch = max(1, self.batch // 2)
             self.notify(f"Out of memory on {self.device}: going on with {self.batch} windows at a time.")
         elif self.results != "cpu":
-            self.results = "cpu"
-            self.notify(f"Out of memory on {self.device}: collecting results in main memory.")
+            self._collect_in_main_memory()
         else:
             self.notify(f"Out of memory on {self.device} even for one window: going on with the CPU.")
             self._move_to_cpu()
 
+    def _collect_in_main_memory(self) -> None:
+        self.notify(f"Out of memory on {self.device}: collecting results in main memory.")
+        self._leave()
+
     def _move_to_cpu(self) -> None:
-        self.device = self.results = "cpu"
+        self.device = "cpu"
+        self._leave()
         self.model.to("cpu")
+
+    def _leave(self) -> None:
+        """What has been collected on the device goes to main memory, and what comes is collected there."""
+        self.results = "cpu"
+        for leave in self.leaving:
+            leave()
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
 
 
 def _at_full_resolution(logits: torch.Tensor, tiles: torch.Tensor) -> torch.Tensor:

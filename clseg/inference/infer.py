@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,7 +16,7 @@ from clseg.footprint import resident
 from clseg.inference.bodypart import score_grid, score_scan, upside_down
 from clseg.inference.clean import clean
 from clseg.inference.confidence import Confidence
-from clseg.inference.engine import Engine
+from clseg.inference.engine import Engine, on_device, prepared_on
 from clseg.inference.evidence import Sheet, united
 from clseg.inference.extent import Extent, Reach, extents, label_extents
 from clseg.inference.memory import SLACK, Chunk, House, Imported, Plan, refused
@@ -159,9 +160,9 @@ def house(scan: Volume, parts: Parts, task: Task) -> tuple[Layers, set[str]]:
         oriented, placement = place(scan, parts.grid)
         memory = House(parts, task.wanted, task.catalogue, placement, scan, resident(), confidence=task.confidence.keep_map, given=task.given)
         memory.plan(task.settings.max_memory)  # refused before anything is computed
-        hu = onto_grid(oriented.array, placement)
+        hu = on_device(partial(onto_grid, oriented.array, placement), prepared_on(task.device))
     with stopwatch.lap("locate"), report.stage("Locating"):
-        reach = slices_in_reach(parts, hu, placement, report, [a.name for a in task.wanted])
+        reach = slices_in_reach(parts, hu.cpu(), placement, report, [a.name for a in task.wanted])
     plan = memory.plan(task.settings.max_memory, reach.decoders)
     tell(plan, task)
     with stopwatch.lap("segment"):
@@ -202,7 +203,7 @@ def _bands(parts: Parts, hu: torch.Tensor, placement: Placement) -> dict[str, np
     known = {name: span for model in parts.models for name, span in model.sideways.items() if name in model.slices}
     if not known:
         return {}
-    middle = middles(hu.cpu().numpy(), placement.spacing)
+    middle = middles(hu.numpy(), placement.spacing)
     each = {name: bands(middle, span, placement.spacing[0], placement.orientation) for name, span in known.items()}
     return {name: band for name, band in each.items() if band is not None}
 

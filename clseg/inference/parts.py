@@ -14,7 +14,7 @@ from clseg.inference.predictor import Predictor, Slab
 from clseg.manifest import Asset
 from clseg.network.bodypart import SliceScorer, load_bodypart
 from clseg.network.checkpoint import Checkpoint, fingerprint, load
-from clseg.network.model import Model, assemble
+from clseg.network.model import Model, Stored, assemble
 from clseg.network.spec import Grid
 
 
@@ -59,16 +59,16 @@ def load_parts(assets: Sequence[Asset], files: Mapping[str, Path], answering: Co
 
     Raises WeightsError when a decoder fits no encoder, or encoders work on different grids.
     """
-    encoders = {a.sha256: load(files[a.name]) for a in assets if a.kind == "encoder"}  # by content: copies are loaded once
+    encoders = {a.sha256: files[a.name] for a in assets if a.kind == "encoder"}  # by content: copies are loaded once
     decoders = {a.name: load(files[a.name]) for a in assets if a.kind == "decoder"}
-    every = [model.answering(answering) for model in _by_encoder(list(encoders.values()), decoders)]
+    pathological = frozenset(name for name, part in decoders.items() if part.card.get("pathological") is True)
+    every = list(_by_encoder(list(encoders.values()), decoders, files, answering))
     models, planned = (tuple(_with(every, planned=wanted)) for wanted in (False, True))
     grids = {model.spec.grid for model in models}
     if len(grids) > 1:
         shown = " and ".join(f"{g.spacing} mm in windows of {g.patch}" for g in sorted(grids, key=str))
         raise WeightsError(f"The structures asked for need encoders on different grids, {shown}.", tip="Ask for them in separate runs, with --roi.")
     scorers = [load_bodypart(files[a.name]) for a in assets if a.kind == "bodypart"]
-    pathological = frozenset(name for name, part in decoders.items() if part.card.get("pathological") is True)
     offers = {asset.name: asset.labels for asset in assets if asset.kind == "decoder"}
     return Parts(models, scorers[0] if scorers else None, pathological, planned, offers)
 
@@ -81,16 +81,21 @@ def _with(models: Sequence[Model], *, planned: bool) -> Iterator[Model]:
             yield model.answering(mine)
 
 
-def _by_encoder(encoders: Sequence[Checkpoint], decoders: Mapping[str, Checkpoint]) -> Iterator[Model]:
-    """A Model for every encoder that some decoder belongs to."""
-    left = dict(decoders)
-    for encoder in encoders:
+def _by_encoder(encoders: Sequence[Path], decoders: dict[str, Checkpoint], files: Mapping[str, Path], answering: Collection[str]) -> Iterator[Model]:
+    """A Model for every encoder that some decoder belongs to; `decoders` are used up, so that what was read of one network is let go before the next.
+
+    Networks of other programs often are many and large, and run one after the other: where all of
+    an encoder that answers has a plan its model is hollow.
+    """
+    for path in encoders:
+        encoder = load(path)
         key = fingerprint(encoder.tensors, encoder.spec)
-        mine = {name: left.pop(name) for name in list(left) if left[name].encoder == key}
+        mine = {name: decoders.pop(name) for name in list(decoders) if decoders[name].encoder == key}
+        later = all(getattr(part.spec, "plan", None) is not None for name, part in mine.items() if name in answering)
         if mine:
-            yield assemble(encoder, mine.items())
-    if left:
-        assemble(encoders[0], left.items())  # says which decoder belongs to another encoder
+            yield assemble(encoder, mine.items(), Stored(path, {name: files[name] for name in mine}) if later else None).answering(answering)
+    if decoders:
+        assemble(load(encoders[0]), decoders.items())  # says which decoder belongs to another encoder
 
 
 def slabs(predictors: Sequence[Predictor], hu: torch.Tensor, extents: Mapping[str, Extent | None]) -> Iterator[Slab]:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 
 import numpy as np
 import torch
 
-from clseg.inference.engine import Engine, main_memory
+from clseg.inference.engine import Engine, in_main_memory, main_memory
 from clseg.inference.extent import Extent, LabelExtents
 from clseg.inference.prepare import normalise
 from clseg.inference.sideways import ACROSS, ALONG, hull, windows_seeing
@@ -74,7 +75,7 @@ class Predictor:
     def _slabs(self, hu: torch.Tensor, running: Mapping[str, Extent]) -> Iterator[Slab]:
         padded, offset = _pad(hu, self.spec.grid.patch)
         xs, ys, zs = self.windows(tuple(hu.shape))
-        rolling = _Rolling(self._channels(running), padded.shape, self.weight)
+        rolling = _Rolling(self._channels(running), padded.shape, self.weight, self.engine)
         along = {name: windows_seeing(zs, self.weight.shape[2], (low + offset[2], high - 1 + offset[2]), ALONG) for name, (low, high) in running.items()}
         for index, z in enumerate(zs):
             across = {name: self._across(name, running[name], xs, z, offset) for name, mine in along.items() if z in mine}
@@ -87,7 +88,8 @@ class Predictor:
                     self._silence_labels(slab)
                     yield slab
                 del finished
-            rolling.forget(end - z)
+            if index + 1 < len(zs):
+                rolling.forget(end - z)
 
     def _across(self, name: str, extent: Extent, xs: list[int], z: int, offset: list[int]) -> list[int]:
         """Where along x the windows begin in which a decoder runs, of those whose lowest slice is `z`."""
@@ -136,23 +138,31 @@ class Predictor:
 
 
 class _Rolling:
-    """Sums of weighted logits for as many slices as a window has; the lowest are the next to be finished."""
+    """Sums of weighted logits for as many slices as a window has; the lowest are the next to be finished.
 
-    def __init__(self, channels: Mapping[str, int], shape: torch.Size, weight: torch.Tensor) -> None:
+    They are where the engine collects results, on its device as long as there is room.
+    """
+
+    def __init__(self, channels: Mapping[str, int], shape: torch.Size, weight: torch.Tensor, engine: Engine) -> None:
         depth = weight.shape[2]
-        self.weight = weight
-        self.sums = {name: torch.zeros(c, shape[0], shape[1], depth) for name, c in channels.items()}
-        self.weights = {name: torch.zeros(shape[0], shape[1], depth) for name in channels}
+        self.weight, self.engine = weight, engine
+        self.sums: dict[str, torch.Tensor] = {}
+        self.weights: dict[str, torch.Tensor] = {}
+        engine.leaving.append(self._leave)
+        for name, count in channels.items():
+            self.sums[name] = engine.zeros(count, shape[0], shape[1], depth)
+            self.weights[name] = engine.zeros(shape[0], shape[1], depth)
 
     def add(self, name: str, logits: torch.Tensor, x: int, y: int) -> None:
         px, py, _ = self.weight.shape
-        logits = logits.to(self.sums[name].device)
-        self.sums[name][:, x : x + px, y : y + py].addcmul_(logits, self.weight)
-        self.weights[name][x : x + px, y : y + py].add_(self.weight)
+        sums, weights = self.sums[name], self.weights[name]
+        self.weight = self.weight.to(sums.device)
+        sums[:, x : x + px, y : y + py].addcmul_(logits.to(sums.device), self.weight)
+        weights[x : x + px, y : y + py].add_(self.weight.to(weights.device))
 
     def mean(self, rows: slice) -> dict[str, torch.Tensor]:
-        """Probabilities of some of the slices held."""
-        return {name: self._mean(self.sums[name][..., rows], self.weights[name][..., rows]) for name in self.sums}
+        """Probabilities of some of the slices held, in main memory."""
+        return {name: self.engine.collected(partial(self._mean, name, rows)) for name in self.sums}
 
     def forget(self, count: int) -> None:
         """The lowest `count` slices go, empty ones come on top."""
@@ -160,13 +170,15 @@ class _Rolling:
             for channel in (*sums, self.weights[name]):
                 _move_down(channel, count)
 
-    @staticmethod
-    def _mean(sums: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    def _mean(self, name: str, rows: slice) -> torch.Tensor:
+        sums, weights = self.sums[name][..., rows], self.weights[name][..., rows]
         mean = sums / weights.clamp(min=1e-6)
-        untouched = weights == 0
-        if untouched.any():
-            mean[0][untouched] = CERTAIN
-        return torch.softmax(mean, dim=0)
+        mean[0].masked_fill_(weights == 0, CERTAIN)
+        return in_main_memory(torch.softmax(mean, dim=0))
+
+    def _leave(self) -> None:
+        for held in (self.sums, self.weights):
+            held |= {name: one.cpu() for name, one in held.items()}
 
 
 def _move_down(array: torch.Tensor, count: int) -> None:

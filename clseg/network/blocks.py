@@ -26,6 +26,8 @@ class PointConv(nn.Conv3d):
         super().__init__(inputs, outputs, 1, bias=bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if _last_on_gpu(x):
+            return super().forward(x)
         flat = x.flatten(2)
         weight = self.weight.flatten(1).expand(len(x), -1, -1)  # (batch, outputs, inputs)
         product = torch.bmm(weight, flat) if self.bias is None else torch.baddbmm(self.bias[None, :, None], weight, flat)
@@ -80,6 +82,16 @@ class Up(nn.ConvTranspose3d):
 def channels_last(x: torch.Tensor) -> torch.Tensor:
     """`x` with its channels last in memory where that is faster: in inference on a CPU, not in training (LOG.md, 2026-11-26)."""
     return x.contiguous(memory_format=LAST) if _in_inference(x) else x
+
+
+def order_on(device: str) -> torch.memory_format:
+    """How feature maps lie in the memory of a device, those that begin and all that is made of them: on a GPU with their channels last (LOG.md, 2026-11-27)."""
+    return LAST if device.startswith("cuda") else torch.contiguous_format
+
+
+def _last_on_gpu(x: torch.Tensor) -> bool:
+    """Whether this is a feature map in the order of inference on a GPU."""
+    return torch.is_inference_mode_enabled() and x.is_cuda and x.is_contiguous(memory_format=LAST) and not x.is_contiguous()
 
 
 def _last_already(x: torch.Tensor) -> torch.Tensor:
@@ -188,14 +200,22 @@ def _normalised(x: torch.Tensor, norm: nn.InstanceNorm3d) -> torch.Tensor:
     hand that out.  Of one window the statistics of an instance are those of the batch, so
     that channels may stay last, an order that `norm` gives up.
     """
+    if _last_on_gpu(x) and x[0, 0].numel() > 1 and not norm._forward_hooks:
+        for window in x.split(1):
+            _normalise_as_batch(window, norm.weight, norm.bias, norm.eps)
+        return x
     last = len(x) == 1 and x.is_contiguous(memory_format=LAST)
     if not _straight_to_onednn(x) or not (last or x.is_contiguous()) or x[0, 0].numel() == 1 or norm._forward_hooks:
         return norm(x)
     weight, bias = norm.weight.repeat(len(x)), norm.bias.repeat(len(x))
-    flat = x if last else x.view(1, -1, *x.shape[2:])
-    mean, inverse_sd = torch.empty_like(weight), torch.empty_like(weight)
-    torch.ops.aten.native_batch_norm.out(flat, weight, bias, None, None, True, 0.0, norm.eps, out=flat, save_mean=mean, save_invstd=inverse_sd)
+    _normalise_as_batch(x if last else x.view(1, -1, *x.shape[2:]), weight, bias, norm.eps)
     return x
+
+
+def _normalise_as_batch(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> None:
+    """Every channel normalised over all voxels, in place."""
+    mean, inverse_sd = torch.empty_like(weight), torch.empty_like(weight)
+    torch.ops.aten.native_batch_norm.out(x, weight, bias, None, None, True, 0.0, eps, out=x, save_mean=mean, save_invstd=inverse_sd)
 
 
 class ResidualBlock(nn.Module):

@@ -169,22 +169,22 @@ def load(path: Path) -> Checkpoint:
     return Checkpoint(header["kind"], spec, tensors, header["encoder"], slices, header["card"], label_slices, sideways)
 
 
-def build_encoder(checkpoint: Checkpoint) -> Encoder:
-    """A frozen Encoder in float32, ready for inference."""
+def build_encoder(checkpoint: Checkpoint, *, hollow: bool = False) -> Encoder:
+    """A frozen Encoder in float32, ready for inference; a `hollow` one is checked likewise, but has no numbers until `fill`."""
     from clseg.network.encoder import Encoder
 
     if not isinstance(checkpoint.spec, specs.EncoderSpec):
         raise WeightsError("Expected an encoder's checkpoint, given a decoder's.")
-    return _filled(lambda: Encoder(checkpoint.spec), checkpoint.tensors)  # type: ignore[arg-type]
+    return _built(lambda: Encoder(checkpoint.spec), checkpoint.tensors, hollow)  # type: ignore[arg-type]
 
 
-def build_decoder(checkpoint: Checkpoint, encoder: specs.EncoderSpec) -> Decoder:
-    """A frozen Decoder in float32 on top of `encoder`."""
+def build_decoder(checkpoint: Checkpoint, encoder: specs.EncoderSpec, *, hollow: bool = False) -> Decoder:
+    """A frozen Decoder in float32 on top of `encoder`; `hollow` as in `build_encoder`."""
     from clseg.network.decoder import Decoder
 
     if not isinstance(checkpoint.spec, specs.DecoderSpec):
         raise WeightsError("Expected a decoder's checkpoint, given an encoder's.")
-    return _filled(lambda: Decoder(checkpoint.spec, encoder), checkpoint.tensors)  # type: ignore[arg-type]
+    return _built(lambda: Decoder(checkpoint.spec, encoder), checkpoint.tensors, hollow)  # type: ignore[arg-type]
 
 
 def _label_slices(stored: Any, labels: tuple[str, ...], path: Path) -> dict[str, Range | None]:
@@ -217,11 +217,27 @@ def _is_range(stored: Any) -> bool:
 def refuse_no_numbers(tensors: TensorDict, what: str) -> None:
     """WeightsError for NaN and infinity: a network with one of them finds nothing anywhere, and nobody would know why."""
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+        finite = not tensor.is_floating_point() or bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())  # a sum may be too large
+        if not finite:
             raise WeightsError(f"{what} hold no numbers (NaN or infinity) in '{name}'.", tip="Train, import or fetch them again.")
 
 
-def _filled(build: Callable[[], Any], tensors: TensorDict) -> Any:
+def fill(module: torch.nn.Module, tensors: TensorDict) -> None:
+    """Copies of `tensors` in float32 as the weights of `module`; RuntimeError where one is missing, surplus or misshapen."""
+    import torch
+
+    module.load_state_dict({name: tensor.to(torch.float32, copy=True) for name, tensor in tensors.items()}, strict=True, assign=True)
+
+
+def empty(module: torch.nn.Module, tensors: TensorDict | None = None) -> None:
+    """Shapes without numbers instead of the weights of `module`, those of `tensors` where they are given; RuntimeError as in `fill`."""
+    import torch
+
+    shapes = module.state_dict() if tensors is None else tensors
+    module.load_state_dict({name: torch.empty_like(tensor, dtype=torch.float32, device="meta") for name, tensor in shapes.items()}, strict=True, assign=True)
+
+
+def _built(build: Callable[[], Any], tensors: TensorDict, hollow: bool) -> Any:
     """What `build` makes, with copies of `tensors` in it; a missing, surplus or misshapen tensor is an error.
 
     So are weights that are no numbers.  It is built without numbers: to draw random ones for a large network takes longer than to read it.
@@ -232,7 +248,7 @@ def _filled(build: Callable[[], Any], tensors: TensorDict) -> Any:
     with torch.device("meta"):
         module = build()
     try:
-        module.load_state_dict({name: tensor.to(torch.float32, copy=True) for name, tensor in tensors.items()}, strict=True, assign=True)
+        (empty if hollow else fill)(module, tensors)
     except RuntimeError as error:
         raise WeightsError(f"The weights do not fit their own spec: {error}") from error
     return module.eval().requires_grad_(False)

@@ -9,7 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clseg.errors import WeightsError
-from clseg.network.checkpoint import Checkpoint, Range, Sideways, build_decoder, build_encoder, fingerprint, load
+from clseg.network.checkpoint import (
+    Checkpoint,
+    Range,
+    Sideways,
+    build_decoder,
+    build_encoder,
+    empty,
+    fill,
+    fingerprint,
+    load,
+)
 from clseg.network.spec import EncoderSpec, Supporter
 
 if TYPE_CHECKING:
@@ -17,6 +27,14 @@ if TYPE_CHECKING:
 
     from clseg.network.decoder import Decoder
     from clseg.network.encoder import Encoder
+
+
+@dataclass(frozen=True)
+class Stored:
+    """The files of a model's weights."""
+
+    encoder: Path
+    decoders: Mapping[str, Path]
 
 
 @dataclass(frozen=True)
@@ -28,7 +46,7 @@ class Model:
     their decoder's, by decoder, `sideways` how far from the middle of the body a decoder's
     organs lie, where that is known.  `supporters` are the names here of a decoder's supporters, in
     the order of its spec; a decoder without an entry has them under the names in its
-    spec.
+    spec.  A model that is `stored` is hollow, shapes without numbers, until `fill` and after `empty`.
     """
 
     encoder: Encoder
@@ -37,6 +55,7 @@ class Model:
     supporters: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     label_slices: Mapping[str, Mapping[str, Range | None]] = field(default_factory=dict)
     sideways: Mapping[str, Sideways] = field(default_factory=dict)
+    stored: Stored | None = None
 
     @property
     def spec(self) -> EncoderSpec:
@@ -50,11 +69,35 @@ class Model:
         """The same model, where only the decoders `names` answer; the others are there to support them."""
         return replace(self, slices={name: wanted for name, wanted in self.slices.items() if name in names})
 
+    @property
+    def hollow(self) -> bool:
+        """Whether the weights are in their files alone."""
+        return self.stored is not None and any(weight.is_meta for weight in self.encoder.parameters())
+
+    @property
+    def bytes(self) -> int:
+        """What the weights take in memory."""
+        return sum(4 * weight.numel() for part in (self.encoder, *self.decoders.values()) for weight in part.parameters())
+
+    def fill(self) -> None:
+        """Read the weights, where they are in their files alone; WeightsError when these are gone."""
+        if self.stored is not None and self.hollow:
+            fill(self.encoder, load(self.stored.encoder).tensors)
+            for name, decoder in self.decoders.items():
+                fill(decoder, load(self.stored.decoders[name]).tensors)
+
+    def empty(self) -> None:
+        """Let go of weights that can be read again."""
+        if self.stored is not None:
+            for part in (self.encoder, *self.decoders.values()):
+                empty(part)
+
     def to(self, device: str) -> Model:
         """The same model on another device."""
-        self.encoder.to(device)
-        for decoder in self.decoders.values():
-            decoder.to(device)
+        from clseg.network.blocks import order_on
+
+        for part in (self.encoder, *self.decoders.values()):
+            part.to(device=device, memory_format=order_on(device))
         return self
 
     def logits(
@@ -119,8 +162,8 @@ def load_model(encoder: Path, decoders: Mapping[str, Path]) -> Model:
     return assemble(root, ((name, load(path)) for name, path in decoders.items()))
 
 
-def assemble(encoder: Checkpoint, decoders: Iterable[tuple[str, Checkpoint]]) -> Model:
-    """Build a Model from checkpoints already in memory; see `load_model`."""
+def assemble(encoder: Checkpoint, decoders: Iterable[tuple[str, Checkpoint]], stored: Stored | None = None) -> Model:
+    """Build a Model from checkpoints already in memory, see `load_model`; a hollow one where it is told the files that they are `stored` in."""
     key = fingerprint(encoder.tensors, encoder.spec)
     parts = dict(decoders)
     for name, checkpoint in parts.items():
@@ -129,11 +172,12 @@ def assemble(encoder: Checkpoint, decoders: Iterable[tuple[str, Checkpoint]]) ->
                 f"Decoder '{name}' belongs to encoder {str(checkpoint.encoder)[:12]}, this encoder is {key[:12]}.",
                 tip="Use the encoder that the decoder was trained on; decoders cannot be moved to another one.",
             )
-    built = {name: build_decoder(checkpoint, encoder.spec) for name, checkpoint in parts.items()}
+    hollow = stored is not None
+    built = {name: build_decoder(checkpoint, encoder.spec, hollow=hollow) for name, checkpoint in parts.items()}
     slices = {name: checkpoint.slices for name, checkpoint in parts.items()}
     label_slices = {name: checkpoint.label_slices for name, checkpoint in parts.items() if checkpoint.label_slices}
     sideways = {name: checkpoint.sideways for name, checkpoint in parts.items() if checkpoint.sideways is not None}
-    return Model(build_encoder(encoder), built, slices, _bound_supporters(parts), label_slices, sideways)
+    return Model(build_encoder(encoder, hollow=hollow), built, slices, _bound_supporters(parts), label_slices, sideways, stored)
 
 
 def _bound_supporters(parts: Mapping[str, Checkpoint]) -> dict[str, tuple[str, ...]]:

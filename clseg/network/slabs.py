@@ -92,6 +92,7 @@ def convolved(conv: nn.Conv3d, source: Source, out: torch.Tensor | None = None) 
         out = torch.empty((1, conv.out_channels, length, *rest), memory_format=LAST)
     held = torch.empty((1, channels, rows + 3 * halo, *rest), memory_format=LAST)  # before the new rows 2 · halo of those before
     held[:, :, : 2 * halo] = 0
+    quick = winograd.Winograd(conv, held.shape) if quicker else None
     done = 0
     for first in range(0, length, rows):
         last = min(first + rows, length)
@@ -101,8 +102,8 @@ def convolved(conv: nn.Conv3d, source: Source, out: torch.Tensor | None = None) 
             held[:, :, end : end + halo] = 0
             end += halo
         begin, stop = (halo if first == 0 else 0), last - (halo if last < length else 0)
-        if quicker:
-            winograd.convolved(conv, held[:, :, begin:end], out[:, :, done:stop], before=0)
+        if quick is not None:
+            quick(held[:, :, begin:end], out[:, :, done:stop], before=0)
         else:
             out[:, :, done:stop] = _onednn(conv, held[:, :, begin:end])
         done = stop

@@ -58,49 +58,48 @@ def pays(conv: nn.Conv3d, shape: Sequence[int]) -> bool:
 
 
 def convolved(conv: nn.Conv3d, x: torch.Tensor, out: torch.Tensor, before: int = 1) -> None:
-    """Write `conv` of `x` (1, inputs, rows, y, z) to `out` (1, outputs, rows, y, z), both float32 with channels last.
+    """Write `conv` of `x` (1, inputs, rows, y, z) to `out` (1, outputs, rows, y, z), both float32 with channels last; see `Winograd`."""
+    Winograd(conv, tuple(x.shape))(x, out, before)
 
-    Row i of `out` is made of the rows i − `before` to i − `before` + 2 of `x`, and zeros beyond its ends.
-    """
-    source, target = _flat(x), _flat(out)
-    (_, _, *plane), rows = x.shape[1:], len(target)
-    kernels = torch.tensordot(WEIGHT, conv.weight, dims=([1], [2]))  # (6, outputs, inputs, y, z)
-    biases = [conv.bias if number == BIASED else None for number in range(READ)]
-    tiles = max(1, TOGETHER // (ROWS * source[0].nbytes))
-    mixed = source.new_empty(READ, tiles, source.shape[1])
-    for first in range(0, rows, ROWS * tiles):
-        count = min(tiles, -(-(rows - first) // ROWS))
-        for tile in range(count):
-            read = _rows(source, first + ROWS * tile - before)
-            mixed[:, tile].copy_(INPUT @ read) if tiles > 1 else torch.mm(INPUT, read, out=mixed[:, 0])
-        parts = zip(mixed[:, :count].unflatten(2, (*plane, -1)), kernels, biases, strict=True)
-        made = torch.stack([_across(conv, *part) for part in parts])
-        _put(OUTPUT @ made, target, first, count)
+
+class Winograd:
+    """A convolution of rows of one plane: its kernels are combined once, its memory is asked for once."""
+
+    def __init__(self, conv: nn.Conv3d, shape: Sequence[int]) -> None:
+        """`shape` (1, inputs, rows, y, z) is that of what goes in at a time."""
+        _, inputs, rows, *self.plane = shape
+        self.padding = conv.padding[1:]
+        self.kernels = torch.tensordot(WEIGHT, conv.weight, dims=([1], [2]))  # (6, outputs, inputs, y, z)
+        self.biases = [conv.bias if number == BIASED else None for number in range(READ)]
+        tiles = max(1, min(TOGETHER // (4 * ROWS * inputs * prod(self.plane)), -(-rows // ROWS)))
+        self.mixed = torch.empty(READ, tiles, inputs * prod(self.plane))
+        self.made = torch.empty(READ, tiles, conv.out_channels * prod(self.plane))
+
+    def __call__(self, x: torch.Tensor, out: torch.Tensor, before: int = 1) -> None:
+        """Write what is made of `x` to `out`, both float32 with channels last.
+
+        Row i of `out` is made of the rows i − `before` to i − `before` + 2 of `x`, and zeros beyond its ends.
+        """
+        source, target = _flat(x), _flat(out)
+        tiles = self.mixed.shape[1]
+        for first in range(0, len(target), ROWS * tiles):
+            firsts = range(first, min(first + ROWS * tiles, len(target)), ROWS)
+            for tile, row in enumerate(firsts):
+                low, high = max(row - before, 0), min(row - before + READ, len(source))
+                torch.mm(INPUT[:, low - row + before : high - row + before], source[low:high], out=self.mixed[:, tile])
+            for number in range(READ):
+                self._across(number, len(firsts))
+            for tile, row in enumerate(firsts):
+                rows = target[row : row + ROWS]  # fewer at the end
+                torch.mm(OUTPUT[: len(rows)], self.made[:, tile], out=rows)
+
+    def _across(self, number: int, tiles: int) -> None:
+        """One combination of rows convolved in the other two axes."""
+        rows = self.mixed[number, :tiles].unflatten(1, (*self.plane, -1)).permute(0, 3, 1, 2)
+        found = torch.ops.aten.mkldnn_convolution(rows, self.kernels[number], self.biases[number], self.padding, (1, 1), (1, 1), 1)
+        self.made[number, :tiles] = found.permute(0, 2, 3, 1).flatten(1)
 
 
 def _flat(x: torch.Tensor) -> torch.Tensor:
-    """One window as (rows, all else), channels fastest."""
+    """One window as (rows, all else), channels fastest: a view."""
     return x.permute(0, 2, 3, 4, 1)[0].flatten(1)
-
-
-def _rows(source: torch.Tensor, first: int) -> torch.Tensor:
-    """READ rows from `first`, zeros beyond the ends."""
-    low, high = max(first, 0), min(first + READ, len(source))
-    if high - low == READ:
-        return source[low:high]
-    padded = source.new_zeros(READ, source.shape[1])
-    padded[low - first : high - first] = source[low:high]
-    return padded
-
-
-def _across(conv: nn.Conv3d, rows: torch.Tensor, kernel: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """Rows (count, y, z, inputs) convolved in the other two axes: (count · y · z · outputs)."""
-    found = torch.ops.aten.mkldnn_convolution(rows.permute(0, 3, 1, 2), kernel, bias, conv.padding[1:], (1, 1), (1, 1), 1)
-    return found.permute(0, 2, 3, 1).reshape(-1)
-
-
-def _put(made: torch.Tensor, target: torch.Tensor, first: int, tiles: int) -> None:
-    """Rows (4, tiles · all else) in their places; those beyond the end are left out."""
-    rows = made.view(ROWS, tiles, -1).transpose(0, 1).flatten(0, 1) if tiles > 1 else made
-    last = min(first + ROWS * tiles, len(target))
-    target[first:last] = rows[: last - first]

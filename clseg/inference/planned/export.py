@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from clseg.inference.engine import on_device
 from clseg.inference.planned.prepare import View, nonzero_bounds, scan_axes
 from clseg.inference.planned.resample import coarse_axis
 from clseg.network.plan import Plan
@@ -74,9 +75,12 @@ class Export:
         self._done = 0  # rows of the box
 
     def add(self, start: int, scores: torch.Tensor) -> None:
-        """Rows from `start`, (channels, rows, …); they follow on those before."""
+        """Rows from `start`, (channels, rows, …); they follow on those before.  Worked on where they are, in main memory where there is no room."""
+        on_device(lambda device: self._add(start, scores.to(device)), str(scores.device))
+
+    def _add(self, start: int, scores: torch.Tensor) -> None:
         if self._held.numel():
-            start, scores = self._first, torch.cat([self._held, scores], dim=1)
+            start, scores = self._first, torch.cat([self._held.to(scores.device), scores], dim=1)
         if len(scores) > 256:
             self._labels = self._labels.astype(np.uint16, copy=False)
         end = start + scores.shape[1]
@@ -103,60 +107,83 @@ class Export:
     def _fill(self, rows: slice, start: int, scores: torch.Tensor) -> None:
         """Some rows of the box from the rows of scores that begin at `start`."""
         low, high, share = (axis[rows] for axis in self._axes[0])
-        axes = [(low - start, high - start, share), *self._axes[1:]]
+        places = [_Place.of(axis, number, scores.device) for number, axis in enumerate([(low - start, high - start, share), *self._axes[1:]])]
         winner = _nearest_winner if self.plan.export == "nearest" else _linear_winner
-        labels, score = winner(scores, axes, self.plan.averaged)
-        self._labels[rows] = labels
-        self._score[rows] = (score * FULL).round().clamp(0, FULL).to(torch.uint8).numpy()
+        labels, score = winner(scores, places, self.plan.averaged)
+        self._labels[rows] = labels.cpu().numpy()
+        self._score[rows] = (score * FULL).round().clamp(0, FULL).to(torch.uint8).cpu().numpy()
 
 
 _Axis = tuple[np.ndarray, np.ndarray, np.ndarray]
 """per voxel of the box two voxels of the network's grid and the share of the second, float32"""
 
 
-def _linear_winner(scores: torch.Tensor, axes: list[_Axis], averaged: str) -> tuple[np.ndarray, torch.Tensor]:
+@dataclass(frozen=True)
+class _Place:
+    """An _Axis where scores are: `share` is None where no voxel lies between two, `low` a slice where they follow on each other."""
+
+    low: torch.Tensor | slice
+    high: torch.Tensor
+    share: torch.Tensor | None
+
+    @classmethod
+    def of(cls, axis: _Axis, number: int, device: torch.device) -> _Place:
+        low, high, share = axis
+        by = torch.from_numpy(share).to(device).reshape([-1 if a == number else 1 for a in range(3)]) if share.any() else None
+        if by is None and (np.diff(low) == 1).all():
+            return cls(slice(int(low[0]), int(low[-1]) + 1), torch.empty(0), None)
+        return cls(torch.from_numpy(low).to(device), torch.from_numpy(high).to(device), by)
+
+    def __len__(self) -> int:
+        return self.low.stop - self.low.start if isinstance(self.low, slice) else len(self.low)
+
+    def between(self, values: torch.Tensor, axis: int) -> torch.Tensor:
+        """`values` at these voxels of an axis: a part of them where that is all."""
+        if isinstance(self.low, slice):
+            return values.narrow(axis, self.low.start, len(self))
+        first = values.index_select(axis, self.low)
+        return first if self.share is None else torch.lerp(first, values.index_select(axis, self.high), self.share)
+
+    def nearest(self, values: torch.Tensor, axis: int) -> torch.Tensor:
+        """`values` at the nearer of two voxels."""
+        if isinstance(self.low, slice) or self.share is None:
+            return self.between(values, axis)
+        return values.index_select(axis, torch.where(self.share.flatten() < 0.5, self.low, self.high))
+
+
+def _linear_winner(scores: torch.Tensor, places: list[_Place], averaged: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Largest channel and its probability, channel by channel: only the best so far and the sum of exponentials are kept."""
-    ceiling = _interpolated(scores.amax(dim=0), axes)  # no channel is above it, so that no exponential is above 1
-    best, label = _interpolated(scores[0], axes), np.zeros(ceiling.shape, np.uint16)
+    ceiling = _interpolated(scores.amax(dim=0), places)  # no channel is above it, so that no exponential is above 1
+    best, label = _interpolated(scores[0], places), torch.zeros(ceiling.shape, dtype=torch.int16, device=scores.device)
     total = torch.exp(best - ceiling) if averaged == "logits" else None
     for channel in range(1, len(scores)):
-        one = _interpolated(scores[channel], axes)
-        np.copyto(label, channel, where=one.numpy() > best.numpy())
-        torch.maximum(best, one, out=best)
+        one = _interpolated(scores[channel], places)
+        label.masked_fill_(one > best, channel)
+        best = torch.maximum(best, one)
         if total is not None:
-            total += one.sub_(ceiling).exp_()
+            total += (one - ceiling).exp_()
     if total is None:
         return label, best
     return label, torch.exp(best - ceiling) / total.clamp(min=torch.finfo(total.dtype).tiny)
 
 
-def _nearest_winner(scores: torch.Tensor, axes: list[_Axis], averaged: str) -> tuple[np.ndarray, torch.Tensor]:
+def _nearest_winner(scores: torch.Tensor, places: list[_Place], averaged: str) -> tuple[torch.Tensor, torch.Tensor]:
     picked = scores
-    for axis, (low, high, share) in enumerate(axes, 1):
-        picked = picked.index_select(axis, torch.from_numpy(np.where(share < 0.5, low, high)))
+    for axis, place in enumerate(places, 1):
+        picked = place.nearest(picked, axis)
     probabilities = torch.softmax(picked, dim=0) if averaged == "logits" else picked
     score, label = probabilities.max(dim=0)
-    return label.numpy(), score
+    return label, score
 
 
-def _interpolated(values: torch.Tensor, axes: list[_Axis]) -> torch.Tensor:
-    """A new array with these voxels between those of `values`, which has three axes."""
-    plane = [len(low) for low, _, _ in axes[1:]]
-    if all(share.any() for _, _, share in axes[1:]):  # linear in the plane: torch does both axes at once
-        rows = _between_rows(values, 0, axes[0])
-        return torch.nn.functional.interpolate(rows[None], size=plane, mode="bilinear", align_corners=False)[0]
-    for axis in range(3):
-        values = _between_rows(values, axis, axes[axis])
+def _interpolated(values: torch.Tensor, places: list[_Place]) -> torch.Tensor:
+    """These voxels between those of `values`, which has three axes; a part of it where all are its own."""
+    if all(place.share is not None for place in places[1:]):  # linear in the plane: torch does both axes at once
+        rows = places[0].between(values, 0)
+        return torch.nn.functional.interpolate(rows[None], size=[len(place) for place in places[1:]], mode="bilinear", align_corners=False)[0]
+    for axis, place in enumerate(places):
+        values = place.between(values, axis)
     return values
-
-
-def _between_rows(values: torch.Tensor, axis: int, place: _Axis) -> torch.Tensor:
-    low, high, share = place
-    first = values.index_select(axis, torch.from_numpy(low))
-    if not share.any():
-        return first
-    by = torch.from_numpy(share).reshape([-1 if a == axis else 1 for a in range(3)])
-    return torch.lerp(first, values.index_select(axis, torch.from_numpy(high)), by)
 
 
 def _axes(view: View, plan: Plan) -> list[_Axis]:

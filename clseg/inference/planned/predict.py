@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, combinations, product
 
 import torch
@@ -30,7 +31,7 @@ Answers = Mapping[str, Sequence[Source]]
 
 @dataclass(frozen=True)
 class Rows:
-    """Finished rows along the network's first axis from `start`: per answer mean scores (channels, rows, …), background first."""
+    """Finished rows along the network's first axis from `start`: per answer mean scores (channels, rows, …), background first, where they were collected."""
 
     start: int
     scores: Mapping[str, torch.Tensor]
@@ -52,7 +53,7 @@ def predict(
     step: float = 0.5,
     advance: Callable[[int], None] = lambda windows: None,
 ) -> Iterator[Rows]:
-    """Rows of the mean scores for `image` (three axes, prepared), first to last.
+    """Rows of the mean scores for `image` (three axes, prepared, on any device), first to last.
 
     The mean is of logits or of probabilities, as the plan says, float32, weighted by a
     Gaussian, over windows, flips and the decoders of an answer.  An encoder runs once
@@ -73,29 +74,43 @@ def _rows(image: torch.Tensor, plan: Plan, answers: Answers, step: float, advanc
         for start in range(0, following - first, ROWS):
             rows = slice(start, min(start + ROWS, following - first))
             yield from _unpadded(first + start, sums.mean(rows), offset, image.shape)
-        sums.forget(following - first)
+        if following < padded.shape[0]:
+            sums.forget(following - first)
 
 
 class _Sums:
-    """Weighted sums of scores in the rows that windows still touch; the first of them are the next to be finished."""
+    """Weighted sums of scores in the rows that windows still touch; the first of them are the next to be finished.
+
+    They are where the first engine collects results, until any of them has to leave the device.
+    """
 
     def __init__(self, answers: Answers, shape: Sequence[int], weight: torch.Tensor) -> None:
         held = (len(weight), *shape[1:])
-        self.weight = weight
+        engines = _engines(answers)
+        self.engine = engines[0]
         self.counts = {name: len(sources) for name, sources in answers.items()}
-        self.sums = {name: torch.zeros(_channels(sources), *held) for name, sources in answers.items()}
-        self.weights = torch.zeros(held)
+        self.sums: dict[str, torch.Tensor] = {}
+        self.weight, self.weights = weight, torch.zeros(0)
+        for engine in engines:
+            engine.leaving.append(self._leave)
+        self.weights = self.engine.zeros(*held)
+        for name, sources in answers.items():
+            self.sums[name] = self.engine.zeros(_channels(sources), *held)
+        self.weight = weight.to(self.weights.device)
 
     def add(self, corner: tuple[int, int], scores: Iterable[tuple[str, torch.Tensor]]) -> None:
         """The scores (channels, …) of all sources for the window at `corner` of the rows held."""
         there = _window((0, *corner), self.weight.shape)
         self.weights[there] += self.weight
         for name, values in scores:
-            self.sums[name][(slice(None), *there)].addcmul_(values, self.weight)
+            self.sums[name][(slice(None), *there)].addcmul_(values.to(self.weight.device), self.weight)
 
     def mean(self, rows: slice) -> dict[str, torch.Tensor]:
         """Mean scores of some of the rows held."""
-        return {name: sums[:, rows] / (self.counts[name] * self.weights[rows]) for name, sums in self.sums.items()}
+        return {name: self.engine.collected(partial(self._mean, name, rows)) for name in self.sums}
+
+    def _mean(self, name: str, rows: slice) -> torch.Tensor:
+        return self.sums[name][:, rows] / (self.counts[name] * self.weights[rows])
 
     def forget(self, count: int) -> None:
         """The first `count` rows go, empty ones come behind."""
@@ -103,6 +118,10 @@ class _Sums:
             kept = held[count:].clone()
             held[: len(kept)] = kept
             held[len(kept) :] = 0
+
+    def _leave(self) -> None:
+        self.sums |= {name: one.cpu() for name, one in self.sums.items()}
+        self.weight, self.weights = self.weight.cpu(), self.weights.cpu()
 
 
 def _window(corner: Sequence[int], size: Sequence[int]) -> tuple[slice, ...]:
@@ -117,7 +136,7 @@ def _scores(tile: torch.Tensor, plan: Plan, answers: Answers, advance: Callable[
         flips = _flips(plan.mirror_axes)
         for axes in flips:
             for decoder, logits in engine(tile.flip(axes)[None, None], owners):
-                scores = logits[0].cpu()
+                scores = logits[0]
                 scores = scores.flip([axis + 1 for axis in axes]) if axes else scores
                 scores = torch.softmax(scores, dim=0) if plan.averaged == "probabilities" else scores
                 total[decoder] = total[decoder] + scores if decoder in total else scores

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 
+from clseg.inference.engine import on_device
 from clseg.inference.planned.body import Body, Bounds
 from clseg.inference.planned.resample import new_shape, resample
 from clseg.network.plan import Plan, Scheme
@@ -87,11 +89,15 @@ def nonzero_bounds(array: np.ndarray) -> Bounds:
     return tuple(found)  # type: ignore[return-value]
 
 
-def prepare(scan: Volume, view: View) -> torch.Tensor:
-    """What the network sees: float32, three axes, of `view.shape`."""
+def prepare(scan: Volume, view: View, device: str = "cpu") -> torch.Tensor:
+    """What the network sees: float32, three axes, of `view.shape`, on `device`, or in main memory where that has no room."""
+    return on_device(partial(_prepared, scan, view), device)
+
+
+def _prepared(scan: Volume, view: View, device: str) -> torch.Tensor:
     plan = view.plan
     values = network_axes(scan, plan)[0][view.box]
-    image = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
+    image = torch.from_numpy(np.ascontiguousarray(values, dtype=None if values.dtype == np.int16 else np.float32)).to(device).float()
     if plan.normalise_first:
         image = normalise(image, plan.scheme)
     image = resample(image, view.shape, plan.image, view.spacing, plan.spacing_mm)
@@ -116,7 +122,7 @@ def _zscore(image: torch.Tensor, masked: bool) -> torch.Tensor:
         return (image - image.mean()) / image.std(correction=0).clamp(min=1e-8)
     from scipy import ndimage
 
-    inside = torch.from_numpy(ndimage.binary_fill_holes((image != 0).numpy()))
+    inside = torch.from_numpy(ndimage.binary_fill_holes((image != 0).cpu().numpy())).to(image.device)
     known = image[inside]
     out = image.clone()
     out[inside] = (known - known.mean()) / known.std(correction=0).clamp(min=1e-8)

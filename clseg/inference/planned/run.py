@@ -10,7 +10,7 @@ import numpy as np
 
 from clseg.catalogue import Anatomy, Catalogue
 from clseg.errors import WeightsError
-from clseg.inference.engine import Engine
+from clseg.inference.engine import Engine, prepared_on
 from clseg.inference.evidence import Claim, Sheet
 from clseg.inference.merge import FULL, Canvas, Question, depths
 from clseg.inference.planned.body import Body
@@ -65,6 +65,11 @@ def grouped(answers: Sequence[Answer], held: float | None = None) -> list[list[A
     return [portion for group in groups.values() for portion in _portions(group, HELD_BYTES if held is None else held)]
 
 
+def engines_of(group: Sequence[Answer]) -> list[Engine]:
+    """The engines that the answers of a group come from, each once."""
+    return list({id(one.engine): one.engine for answer in group for one in answer.sources}.values())
+
+
 def unfinished(answer: Answer) -> int:
     """Bytes of one answer's scores in the rows that windows still touch."""
     plane = [max(n, p) for n, p in zip(answer.view.shape, answer.view.plan.patch, strict=True)]
@@ -90,11 +95,15 @@ def segment_planned(
     `stopwatch` gets one lap for all that prepares, one for what segments and one for what exports.
     """
     clock = Laps(stopwatch or Stopwatch())
-    for group in grouped(answers, held):
+    groups = grouped(answers, held)
+    for number, group in enumerate(groups, 1):
         view = group[0].view
+        with clock.lap("load"):
+            for engine in engines_of(group):
+                engine.wake()
         exports = {answer.name: Export(view, answer.plan) for answer in group}
         with clock.lap("prepare"):
-            image = prepare(scan, view)
+            image = prepare(scan, view, prepared_on(engines_of(group)[0].device))
         finished = predict(image, view.plan, _by_name(group), step=step, advance=advance)
         while True:
             with clock.lap("segment"):
@@ -105,6 +114,10 @@ def segment_planned(
                 for name, scores in rows.scores.items():
                     exports[name].add(rows.start, scores)
             del rows
+        needed = [engine for later in groups[number:] for engine in engines_of(later)]
+        for engine in engines_of(group):
+            if engine not in needed:
+                engine.rest()
         for answer in group:
             with clock.lap("export"):
                 label_map = exports.pop(answer.name).finished(scan)
