@@ -264,11 +264,27 @@ class Failing:
         return "made"
 
 
+class Keeper:
+    """Keeps results somewhere."""
+
+
+def test_what_is_collected_is_let_go_with_the_scan() -> None:
+    """An engine holds nobody's sums: when the slabs are through they are gone, though the engine stays for the next scan."""
+    engine = Engine(tiny_network(), "cpu", notify=pytest.fail)
+    slabs = Predictor(engine)(torch.zeros(16, 16, 16), {"lungs": (0, 16)})
+    next(slabs)
+    assert len(engine.collecting) == 1
+    assert list(slabs) == []
+    assert len(engine.collecting) == 0
+
+
 def test_results_for_which_the_device_has_no_room_go_to_main_memory() -> None:
     """What is made of results is made anew there, who keeps some is told to leave, and one sentence is said."""
     engine, told, _ = scarce_engine(holds=4)
     left: list[str] = []
-    engine.leaving.append(lambda: left.append(engine.results))
+    keeper = Keeper()
+    keeper.leave = lambda: left.append(engine.results)
+    engine.collecting.add(keeper)
     assert engine.collected(Failing()) == "made"
     assert (engine.results, engine.device, left) == ("cpu", ACCELERATOR, ["cpu"])
     assert told == [f"Out of memory on {ACCELERATOR}: collecting results in main memory."]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from clseg.inference import engine as engine_module
 from clseg.inference.engine import Engine
 from clseg.inference.planned.predict import Source, predict, window_count
 from clseg.inference.planned.windows import gaussian, starts
@@ -59,6 +61,36 @@ def test_probabilities_are_averaged_where_the_plan_says_so() -> None:
     found = whole(IMAGE, replace(PLAN, averaged="probabilities"), {"lungs": [Source(one, "lungs")]})["lungs"]
     np.testing.assert_allclose(found.sum(axis=0), 1, atol=1e-5)
     np.testing.assert_allclose(found, by_hand(IMAGE, one.model, function=lambda logits: logits.softmax(dim=0)), atol=1e-5)
+
+
+def test_sums_are_let_go_with_the_scan() -> None:
+    """The engine stays, what it collected does not: sums of large networks would add up from one to the next."""
+    one = engine()
+    rows = predict(IMAGE, PLAN, {"lungs": [Source(one, "lungs")]})
+    next(rows)
+    assert len(one.collecting) == 1
+    list(rows)
+    assert len(one.collecting) == 0
+
+
+@pytest.mark.parametrize("fails_at", [1, 2, 3, 6, 9])
+def test_sums_that_leave_the_device_are_the_same(fails_at: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two folds on a device (torch's CPU by another name) whose memory runs out while sums are laid out, added to or averaged."""
+    expected = whole(IMAGE, PLAN, {"lungs": [Source(engine(seed), "lungs") for seed in (0, 1)]})["lungs"]
+    told: list[str] = []
+    folds = [Engine(tiny_network(LABELS, seed=seed), "cpu:0", notify=told.append) for seed in (0, 1)]
+    calls = iter(range(1, 1000))
+
+    @contextmanager
+    def full():
+        if next(calls) == fails_at:
+            raise torch.OutOfMemoryError("injected")
+        yield
+
+    monkeypatch.setattr(engine_module, "device_memory", full)
+    found = whole(IMAGE, PLAN, {"lungs": [Source(fold, "lungs") for fold in folds]})["lungs"]
+    assert told
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_folds_are_averaged() -> None:

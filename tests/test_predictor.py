@@ -33,7 +33,7 @@ class Pointwise:
         self.slopes, self.batch = slopes, batch
         self.seen: list[tuple[str, ...]] = []
         self.windows = dict.fromkeys(slopes, 0)
-        self.leaving: list[Callable[[], None]] = []
+        self.collecting: set[object] = set()
         self.zeros = torch.zeros
 
     def collected(self, made: Callable[[], torch.Tensor]) -> torch.Tensor:

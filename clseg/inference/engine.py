@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Protocol, TypeVar
+from weakref import WeakSet
 
 import torch
 
@@ -76,6 +77,14 @@ def in_main_memory(x: torch.Tensor) -> torch.Tensor:
     return torch.empty(x.shape, dtype=x.dtype, pin_memory=True).copy_(x) if x.is_cuda else x
 
 
+class Collector(Protocol):
+    """Keeps results on a device, as long as there is room."""
+
+    def leave(self) -> None:
+        """Take them to main memory."""
+        ...
+
+
 class Engine:
     """One encoder pass per batch of windows, then every wanted decoder on its features.
 
@@ -84,9 +93,9 @@ class Engine:
     When the device runs out of memory the batch is halved, then results are
     collected in main memory, then everything moves to the CPU; `notify` hears a
     sentence each time.  Who keeps results on the device, where `zeros` puts them, is
-    in `leaving`, to be told when they have to go to main memory.  MemoryError when main memory is used up.  Half precision on
-    CUDA, float32 elsewhere.  The weights of a hollow model are read when they are first
-    needed, or by `wake`, and given up by `rest`.
+    in `collecting`, to be told when they have to go to main memory.  MemoryError when main
+    memory is used up.  Half precision on CUDA, float32 elsewhere.  The weights of a hollow
+    model are read when they are first needed, or by `wake`, and given up by `rest`.
     """
 
     def __init__(self, model: Model, device: str = "cpu", *, batch: int | None = None, notify: Callable[[str], None]) -> None:
@@ -94,7 +103,7 @@ class Engine:
         self.device = self.results = device
         self.batch = batch or (4 if device.startswith("cuda") else 1)
         self.notify = notify
-        self.leaving: list[Callable[[], None]] = []
+        self.collecting: WeakSet[Collector] = WeakSet()
         if not model.hollow:
             self.wake()
 
@@ -193,8 +202,8 @@ class Engine:
     def _leave(self) -> None:
         """What has been collected on the device goes to main memory, and what comes is collected there."""
         self.results = "cpu"
-        for leave in self.leaving:
-            leave()
+        for collector in self.collecting:
+            collector.leave()
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
 

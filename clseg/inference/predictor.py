@@ -148,7 +148,7 @@ class _Rolling:
         self.weight, self.engine = weight, engine
         self.sums: dict[str, torch.Tensor] = {}
         self.weights: dict[str, torch.Tensor] = {}
-        engine.leaving.append(self._leave)
+        engine.collecting.add(self)
         for name, count in channels.items():
             self.sums[name] = engine.zeros(count, shape[0], shape[1], depth)
             self.weights[name] = engine.zeros(shape[0], shape[1], depth)
@@ -158,7 +158,7 @@ class _Rolling:
         sums, weights = self.sums[name], self.weights[name]
         self.weight = self.weight.to(sums.device)
         sums[:, x : x + px, y : y + py].addcmul_(logits.to(sums.device), self.weight)
-        weights[x : x + px, y : y + py].add_(self.weight.to(weights.device))
+        weights[x : x + px, y : y + py].add_(self.weight)
 
     def mean(self, rows: slice) -> dict[str, torch.Tensor]:
         """Probabilities of some of the slices held, in main memory."""
@@ -176,7 +176,7 @@ class _Rolling:
         mean[0].masked_fill_(weights == 0, CERTAIN)
         return in_main_memory(torch.softmax(mean, dim=0))
 
-    def _leave(self) -> None:
+    def leave(self) -> None:
         for held in (self.sums, self.weights):
             held |= {name: one.cpu() for name, one in held.items()}
 

@@ -92,7 +92,7 @@ class _Sums:
         self.sums: dict[str, torch.Tensor] = {}
         self.weight, self.weights = weight, torch.zeros(0)
         for engine in engines:
-            engine.leaving.append(self._leave)
+            engine.collecting.add(self)
         self.weights = self.engine.zeros(*held)
         for name, sources in answers.items():
             self.sums[name] = self.engine.zeros(_channels(sources), *held)
@@ -119,7 +119,7 @@ class _Sums:
             held[: len(kept)] = kept
             held[len(kept) :] = 0
 
-    def _leave(self) -> None:
+    def leave(self) -> None:
         self.sums |= {name: one.cpu() for name, one in self.sums.items()}
         self.weight, self.weights = self.weight.cpu(), self.weights.cpu()
 
