@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import socket
@@ -165,6 +166,16 @@ def test_workers_of_this_machine(tiny_model, tmp_path):
     outcomes = run(cases, job(tmp_path / "there"), way=with_workers(2))
     assert [one.status for one in outcomes] == [DONE, FAILED, FAILED, FAILED, DONE, DONE]
     assert left_in(tmp_path / "there") == left_in(tmp_path / "here")
+
+
+def test_a_daemonic_process_is_told_that_it_may_not_have_workers(tiny_model, tmp_path, monkeypatch):
+    """One sentence and what to do instead; nothing is written."""
+    tiny_model()
+    write_scans(tmp_path / "scans", 2)
+    monkeypatch.setattr(multiprocessing.current_process(), "_config", {**multiprocessing.current_process()._config, "daemon": True})
+    with pytest.raises(UsageError, match="--workers starts processes") as refused:
+        run(cases_of(tmp_path / "scans", tmp_path / "out"), job(tmp_path / "out"), way=with_workers(2))
+    assert "Leave --workers out" in refused.value.tip
 
 
 # ---- what can be wrong ------------------------------------------------------------------------------------------------

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from clseg.errors import TrainingError
+from clseg.errors import TrainingError, UsageError
 from clseg.recipe import AugmentRecipe, DatasetRecipe, DecoderRecipe, EncoderRecipe, GridRecipe, OptimRecipe, Recipe
 from clseg.training.average import Average
 from clseg.training.examples import Example
@@ -83,6 +84,17 @@ def test_workers_cut_the_very_same_patches() -> None:
     numbers = []
     train(student, Patches([example()], plan), rule, start=4, callbacks=(lambda step: numbers.append(step.iteration),))
     assert numbers == [5, 6]
+
+
+def test_a_daemonic_process_is_told_that_it_may_not_have_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One sentence and what to say instead, not an assertion of Python's; without workers it trains there."""
+    monkeypatch.setattr(multiprocessing.current_process(), "_config", {**multiprocessing.current_process()._config, "daemon": True})
+    plan = recipe(iterations=2)
+    rule = replace(plan.optim, workers=2)
+    with pytest.raises(UsageError, match="optim.workers starts processes") as refused:
+        train(learner(fresh(plan), rule), Patches([example()], plan), rule)
+    assert "workers = 0" in refused.value.tip
+    assert len(run(plan)[2]) == 2
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

@@ -30,7 +30,7 @@ from clseg.batch.bench import Bench
 from clseg.batch.case import Case
 from clseg.batch.job import DONE, FATAL, Job, Outcome, failure
 from clseg.batch.run import Way
-from clseg.cores import cores
+from clseg.cores import cores, refuse_daemonic
 from clseg.errors import ClsegError, UsageError
 from clseg.progress import SILENT, Progress
 
@@ -66,6 +66,7 @@ def _on_cluster(address: str, cases: Sequence[Case], job: Job) -> Iterator[Outco
 
 
 def _with_workers(count: int, report: Progress, cases: Sequence[Case], job: Job) -> Iterator[Outcome]:
+    refuse_daemonic("--workers", "Leave --workers out: one process keeps all cores busy.")
     _dask()
     from distributed import LocalCluster
 

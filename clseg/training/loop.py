@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from clseg.cores import cores
+from clseg.cores import cores, refuse_daemonic
 from clseg.errors import TrainingError
 from clseg.recipe import OptimRecipe
 from clseg.training.average import Average
@@ -118,6 +118,7 @@ def _by_a_thread(source: Source, start: int, stop: int) -> Iterator[list[Patch]]
 
 def _by_workers(source: Source, start: int, rule: OptimRecipe) -> Iterator[list[Patch]]:
     """The same batches, in the same order: what a batch holds follows from its number alone.  A thread unpacks the next one."""
+    refuse_daemonic("optim.workers", "Say optim.workers = 0: a thread cuts them.")
     numbers, count = range(start, rule.iterations), min(rule.workers, cores())
     loader = iter(DataLoader(_Numbered(source), batch_size=None, sampler=numbers, num_workers=count))
     with ThreadPoolExecutor(1) as ahead:
