@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", "1")  # read by torch when it is first imported
@@ -153,6 +154,41 @@ def tiny_checkpoints(labels: Mapping[str, tuple[str, ...]], *, widths=(8, 16), p
             plan = DecoderSpec(every[:stages], tuple(names))
             decoders[part] = Checkpoint("decoder", plan, Decoder(plan, spec).state_dict(), key)
     return root, decoders
+
+
+class ScarceDevice:
+    """A device (torch's CPU by another name) where memory runs out at some of the times that something is made on it."""
+
+    def __init__(self) -> None:
+        self.fails_at: set[int] = set()
+        self.times, self.failed = 0, 0
+
+    def fail(self, *times: int) -> None:
+        """Memory runs out at these times, counted from now."""
+        self.fails_at, self.times = set(times), 0
+
+    @contextmanager
+    def memory(self) -> Iterator[None]:
+        import torch
+
+        self.times += 1
+        if self.times in self.fails_at:
+            self.failed += 1
+            raise torch.OutOfMemoryError("injected")
+        yield
+
+
+@pytest.fixture
+def scarce_device(monkeypatch: pytest.MonkeyPatch) -> ScarceDevice:
+    """What goes from it to main memory is a copy, as it is from a true one."""
+    import torch
+
+    from clseg.inference import engine
+
+    device = ScarceDevice()
+    monkeypatch.setattr(engine, "device_memory", device.memory)
+    monkeypatch.setattr(torch.Tensor, "cpu", torch.Tensor.clone)
+    return device
 
 
 def tiny_network(labels: Mapping[str, tuple[str, ...]] | None = None, **options: object):

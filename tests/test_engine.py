@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import replace
+from unittest.mock import patch
 
 import pytest
 import torch
 
 from clseg.errors import UsageError
-from clseg.inference import engine as engine_module
 from clseg.inference import predictor
 from clseg.inference.engine import Engine, choose_device, main_memory
 from clseg.inference.predictor import Predictor
@@ -18,7 +18,7 @@ from clseg.network.decoder import Decoder
 from clseg.network.encoder import Encoder
 from clseg.network.model import Model, assemble
 from clseg.network.spec import DecoderSpec, EncoderSpec, Grid, Intensity, Level, Stage
-from tests.conftest import TINY_LABELS, tiny_checkpoints, tiny_network
+from tests.conftest import TINY_LABELS, ScarceDevice, tiny_checkpoints, tiny_network
 
 ACCELERATOR = "cpu:0"  # torch's CPU by another name, so that the engine sees a device from which it can give way
 ALL = ["trunk", "lungs", "abdomen"]
@@ -299,28 +299,39 @@ def test_main_memory_has_nothing_to_give_way_to() -> None:
     assert told == []
 
 
-@pytest.mark.parametrize("fails_at", [1, 3, 5, 9, 14])
-def test_a_scan_whose_results_have_to_leave_the_device_is_segmented_alike(fails_at: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wherever memory runs out, while sums are laid out, added to or averaged, the probabilities are those of the CPU."""
+@pytest.mark.parametrize("fails_at", range(1, 18))
+def test_a_scan_whose_results_have_to_leave_the_device_is_segmented_alike(fails_at: int, scarce_device: ScarceDevice) -> None:
+    """Wherever memory runs out, while windows are cut, computed, added up or averaged, the probabilities are those of the CPU."""
     scan = 800 * torch.randn(16, 16, 40, generator=torch.Generator().manual_seed(3))
     extents = {name: (0, 40) for name in ALL}
     expected = list(Predictor(Engine(tiny_network(), "cpu", notify=pytest.fail))(scan, extents))
-    told: list[str] = []
-    engine = Engine(tiny_network(), ACCELERATOR, notify=told.append)
-    calls = iter(range(1, 1000))
-
-    @contextmanager
-    def full():
-        if next(calls) == fails_at:
-            raise torch.OutOfMemoryError("injected")
-        yield
-
-    monkeypatch.setattr(engine_module, "device_memory", full)
-    found = list(Predictor(engine)(scan, extents))
-    assert told
+    scarce_device.fail(fails_at, fails_at + 1)  # main memory first, then the CPU
+    found = list(Predictor(Engine(tiny_network(), ACCELERATOR, notify=lambda told: None))(scan, extents))
+    assert scarce_device.failed
     for one, other in zip(found, expected, strict=True):
         for name in ALL:
             torch.testing.assert_close(one.probabilities[name], other.probabilities[name], atol=1e-6, rtol=1e-5)
+
+
+def test_sums_that_leave_in_the_middle_of_a_window_are_added_to() -> None:
+    """A window for which there is no room: its neighbours' sums go to main memory, where it is added to them."""
+    scan = 800 * torch.randn(16, 16, 40, generator=torch.Generator().manual_seed(3))
+    expected = list(Predictor(Engine(tiny_network(), "cpu", notify=pytest.fail))(scan, {"lungs": (0, 40)}))
+    engine, left = Engine(tiny_network(), ACCELERATOR, batch=1, notify=lambda told: None), []
+    run, calls = engine._run, iter(range(100))
+
+    def scarce(tiles: torch.Tensor, decoders: list[str]) -> Iterator[tuple[str, torch.Tensor]]:
+        if engine.results != "cpu" and next(calls) == 2:
+            raise torch.OutOfMemoryError("injected")
+        yield from run(tiles, decoders)
+
+    engine._run = scarce  # type: ignore[method-assign]
+    with patch.object(torch.Tensor, "cpu", lambda self: left.append(1) or self.clone()):  # as from a device
+        found = list(Predictor(engine)(scan, {"lungs": (0, 40)}))
+    assert left
+    assert engine.results == "cpu"
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one.probabilities["lungs"], other.probabilities["lungs"], atol=1e-6, rtol=1e-5)
 
 
 def test_other_errors_are_not_swallowed():

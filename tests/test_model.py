@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from clseg.errors import WeightsError
-from clseg.network.checkpoint import Checkpoint, fingerprint, save, supporter
+from clseg.network import model as model_module
+from clseg.network.checkpoint import Checkpoint, fingerprint, load, save, supporter
 from clseg.network.decoder import Decoder
 from clseg.network.encoder import Encoder
 from clseg.network.model import Model, Stored, assemble, load_model
@@ -133,14 +134,57 @@ def test_a_hollow_model_keeps_which_channels_it_reads(tmp_path: Path) -> None:
         assert torch.equal(model.decoders[name](model.encoder(window())), expected.decoders[name](expected.encoder(window())))
 
 
+def test_weights_that_changed_since_they_were_checked_are_refused(tmp_path: Path) -> None:
+    """Another file of the same shape would answer under the name of the first; one that has gone for a while is welcome back."""
+    root, one = encoder(), decoder(encoder(), "liver")
+    files = Stored(save_as(tmp_path / "e", root), {"liver": save_as(tmp_path / "d", one)})
+    assert files != Stored(tmp_path / "e", {})
+    model = assemble(root, [("liver", one)], files)
+    (tmp_path / "d").rename(tmp_path / "away")
+    with pytest.raises(WeightsError, match="has gone since it was checked"):
+        model.fill()
+    assert model.hollow
+    (tmp_path / "away").rename(tmp_path / "d")
+    model.fill()
+    model.empty()
+    save(tmp_path / "d", decoder(root, "liver"))
+    with pytest.raises(WeightsError, match="was changed since it was checked"):
+        model.fill()
+    assert model.hollow
+
+
+def test_a_model_is_filled_as_a_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The decoder cannot be read: the encoder's weights are let go again, and the next try succeeds."""
+    root, one = encoder(), decoder(encoder(), "liver")
+    model = assemble(root, [("liver", one)], Stored(save_as(tmp_path / "e", root), {"liver": save_as(tmp_path / "d", one)}))
+
+    def failing(path: Path) -> Checkpoint:
+        if path == tmp_path / "d":
+            raise WeightsError("injected")
+        return load(path)
+
+    monkeypatch.setattr(model_module, "load", failing)
+    with pytest.raises(WeightsError, match="injected"):
+        model.fill()
+    assert all(weight.is_meta for weight in model.encoder.parameters())
+    monkeypatch.setattr(model_module, "load", load)
+    model.fill()
+    assert not model.hollow
+
+
+def save_as(path: Path, checkpoint: Checkpoint) -> Path:
+    save(path, checkpoint)
+    return path
+
+
 def test_what_does_not_fit_is_refused_of_a_hollow_model_too(tmp_path: Path) -> None:
-    """Before anything is computed: a missing tensor, and a file that has gone when its weights are needed."""
+    """Before anything is computed: a missing tensor, and a file that is not there when its weights are needed."""
     root, one = encoder(), decoder(encoder(), "liver")
     lacking = replace(one, tensors=dict(list(one.tensors.items())[1:]))
     with pytest.raises(WeightsError, match="do not fit their own spec"):
         assemble(root, [("liver", lacking)], Stored(tmp_path / "e", {"liver": tmp_path / "d"}))
     model = assemble(root, [("liver", one)], Stored(tmp_path / "e", {"liver": tmp_path / "d"}))
-    with pytest.raises(WeightsError, match="Cannot read the weights file"):
+    with pytest.raises(WeightsError, match="has gone since it was checked"):
         model.fill()
 
 

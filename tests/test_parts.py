@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from clseg import segment
+from clseg import Segmenter, segment
 from clseg.errors import WeightsError
 from clseg.inference.parts import Parts, load_parts
 from clseg.manifest import Manifest
@@ -55,6 +57,17 @@ def test_an_encoder_with_both_kinds_is_in_both() -> None:
 def test_networks_of_other_programs_are_read_when_they_are_needed(plain: dict[str, str], hollow: bool) -> None:
     """Decoders with a plan alone: their weights stay in the files; beside one of ours the encoder is there anyway."""
     assert [model.hollow for model in loaded(*parts_of("", {"a": "liver"}, plain)).planned] == [hollow]
+
+
+def test_scans_in_several_threads_take_turns_with_such_networks(own_home: Path) -> None:
+    """One Segmenter, three threads: weights that one scan lets go are not those that another computes with."""
+    install("mine", parts_of("", {"a": "liver"}, {}), description="")
+    segmenter = Segmenter(model="mine", offline=True)
+    ct, _ = small_phantom()
+    expected = segmenter(ct).mask("liver")
+    with ThreadPoolExecutor(3) as threads:
+        found = list(threads.map(lambda _: segmenter(ct).mask("liver"), range(3)))
+    assert all(np.array_equal(one, expected) for one in found)
 
 
 def test_without_decoders_of_ours_there_is_no_model_of_ours() -> None:

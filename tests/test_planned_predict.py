@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import replace
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
 
-from clseg.inference import engine as engine_module
 from clseg.inference.engine import Engine
 from clseg.inference.planned.predict import Source, predict, window_count
 from clseg.inference.planned.windows import gaussian, starts
 from clseg.network.plan import Plan, Scheme
-from tests.conftest import tiny_network
+from tests.conftest import ScarceDevice, tiny_network
 
 PLAN = Plan("nnunet", (6.0, 6.0, 6.0), (16, 16, 16), Scheme("none"))
 LABELS = {"lungs": ("lung_left", "lung_right")}
@@ -73,24 +73,42 @@ def test_sums_are_let_go_with_the_scan() -> None:
     assert len(one.collecting) == 0
 
 
-@pytest.mark.parametrize("fails_at", [1, 2, 3, 6, 9])
-def test_sums_that_leave_the_device_are_the_same(fails_at: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two folds on a device (torch's CPU by another name) whose memory runs out while sums are laid out, added to or averaged."""
-    expected = whole(IMAGE, PLAN, {"lungs": [Source(engine(seed), "lungs") for seed in (0, 1)]})["lungs"]
-    told: list[str] = []
-    folds = [Engine(tiny_network(LABELS, seed=seed), "cpu:0", notify=told.append) for seed in (0, 1)]
-    calls = iter(range(1, 1000))
-
-    @contextmanager
-    def full():
-        if next(calls) == fails_at:
-            raise torch.OutOfMemoryError("injected")
-        yield
-
-    monkeypatch.setattr(engine_module, "device_memory", full)
-    found = whole(IMAGE, PLAN, {"lungs": [Source(fold, "lungs") for fold in folds]})["lungs"]
-    assert told
+@pytest.mark.parametrize("flipped", [(), (0, 2)], ids=["plain", "flips"])
+@pytest.mark.parametrize("fails_at", range(1, 13))
+def test_sums_that_leave_the_device_are_the_same(fails_at: int, flipped: tuple[int, ...], scarce_device: ScarceDevice) -> None:
+    """Two folds on a device (torch's CPU by another name) whose memory runs out, wherever that is."""
+    plan = replace(PLAN, mirror_axes=flipped, averaged="probabilities")
+    expected = whole(IMAGE, plan, {"lungs": [Source(engine(seed), "lungs") for seed in (0, 1)]})["lungs"]
+    scarce_device.fail(fails_at, fails_at + 1)  # main memory first, then the CPU
+    folds = [Engine(tiny_network(LABELS, seed=seed), "cpu:0", notify=lambda told: None) for seed in (0, 1)]
+    found = whole(IMAGE, plan, {"lungs": [Source(fold, "lungs") for fold in folds]})["lungs"]
+    assert scarce_device.failed
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_flips_of_one_window_may_lie_on_both_sides() -> None:
+    """Results that leave the device between two flips: the total goes along.  What is on the device is marked by torch's `meta`, which mixes with nothing."""
+    one = Engine(tiny_network(LABELS), "cpu:0", batch=1, notify=lambda told: None)
+    run, calls = one._run, iter(range(1000))
+
+    def scarce(tiles: torch.Tensor, decoders: list[str]) -> Iterator[tuple[str, torch.Tensor]]:
+        if one.results != "cpu" and next(calls) == 5:
+            raise torch.OutOfMemoryError("injected")
+        for name, logits in run(tiles, decoders):
+            yield name, logits.to("meta") if one.results != "cpu" else logits
+
+    def moved(self: torch.Tensor, where: object = None, *more: object, **options: object) -> torch.Tensor:
+        if self.is_meta and where is not None and torch.device(where).type == "cpu":  # type: ignore[arg-type]
+            return torch.zeros(self.shape)
+        return to(self, where, *more, **options) if where is not None else to(self, *more, **options)
+
+    to = torch.Tensor.to
+    one._run = scarce  # type: ignore[method-assign]
+    one.results = "meta"
+    with patch.object(torch.Tensor, "cpu", lambda self: torch.zeros(self.shape) if self.is_meta else self), patch.object(torch.Tensor, "to", moved):
+        rows = list(predict(IMAGE, replace(PLAN, mirror_axes=(0, 1, 2)), {"lungs": [Source(one, "lungs")]}))
+    assert one.results == "cpu"
+    assert all(not scores.is_meta for row in rows for scores in row.scores.values())
 
 
 def test_folds_are_averaged() -> None:

@@ -14,7 +14,7 @@ from clseg.inference.engine import Engine
 from clseg.inference.planned import run
 from clseg.inference.planned.export import KeptMap, LabelMap
 from clseg.inference.planned.prepare import look
-from clseg.inference.planned.run import Answer, answers_of, compose, grouped, segment_planned
+from clseg.inference.planned.run import Answer, answers_of, compose, engines_in_memory, grouped, segment_planned
 from clseg.io.files import read
 from clseg.network.checkpoint import Checkpoint, save
 from clseg.network.model import Model, Stored, assemble
@@ -113,6 +113,32 @@ def test_a_network_stays_as_long_as_another_group_needs_it(tmp_path: Path, monke
     reads.clear()
     assert len(list(segment_planned(SCAN, answers_of(folds, SCAN)))) == 1
     assert reads.count(True) == 2
+
+
+def test_weights_are_let_go_whatever_ends_a_scan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error in the middle, and a caller who wants no more: what was read for the scan does not stay for the next."""
+    hollow = [stored(tmp_path, {name: PLAN}, {name: (label,)}, seed) for seed, (name, label) in enumerate([("a", "liver"), ("b", "spleen")])]
+    label_maps = segment_planned(SCAN, answers_of(hollow, SCAN))
+    next(label_maps)
+    label_maps.close()
+    assert all(one.model.hollow for one in hollow)
+
+    def failing(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(run.Export, "add", failing)
+    with pytest.raises(MemoryError):
+        next(segment_planned(SCAN, answers_of(hollow, SCAN)))
+    assert all(one.model.hollow for one in hollow)
+
+
+def test_what_is_in_memory_is_known_in_advance() -> None:
+    """From the first group that an engine answers in to the last: B waits while C runs."""
+    a, b, c = (engine({name: PLAN}, {name: (label,)}, seed=seed) for seed, (name, label) in enumerate([("a", "liver"), ("b", "spleen"), ("c", "heart")]))
+    answers = {one.model.labels[0]: answers_of([one], SCAN)[0] for one in (a, b, c)}
+    both = replace(answers["liver"], sources=(*answers["liver"].sources, *answers["spleen"].sources))
+    groups = [[both], [answers["heart"]], [answers["spleen"]]]
+    assert [{id(one) for one in engines_in_memory(groups, number)} for number in range(4)] == [{id(a), id(b)}, {id(b), id(c)}, {id(b)}, set()]
 
 
 def test_folds_must_agree() -> None:

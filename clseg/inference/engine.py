@@ -121,12 +121,17 @@ class Engine:
         """Give up the memory of weights that can be read again."""
         self.model.empty()
 
+    @property
+    def collects_on(self) -> str:
+        """Where results are collected; those of Apple's GPU, which knows fewer operations, in main memory."""
+        return "cpu" if self.results == "mps" else self.results
+
     def zeros(self, *shape: int) -> torch.Tensor:
         """Zeros where results are collected, float32."""
-        return self.collected(lambda: torch.zeros(shape, device="cpu" if self.results == "mps" else self.results))
+        return self.collected(lambda: torch.zeros(shape, device=self.collects_on))
 
     def collected(self, made: Callable[[], T]) -> T:
-        """What is made of results; made anew in main memory where the device has no room for it.  MemoryError when that is used up."""
+        """What `made` makes of results on `collects_on`; made anew in main memory where the device has no room for it.  MemoryError when that is used up."""
         if self.results != "cpu":
             try:
                 with device_memory():
@@ -202,8 +207,9 @@ class Engine:
     def _leave(self) -> None:
         """What has been collected on the device goes to main memory, and what comes is collected there."""
         self.results = "cpu"
-        for collector in self.collecting:
-            collector.leave()
+        with torch.inference_mode(False):  # what they take along is added to where that mode is off
+            for collector in self.collecting:
+                collector.leave()
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -125,9 +126,10 @@ def planned(scan: Volume, parts: Parts, task: Task) -> tuple[Layers, set[str]]:
     tell(plan, task)
     with task.report.stage("Segmenting", windows_of(answers, settings.step, plan.share)) as advance:
         found = []
-        for answer, label_map in segment_planned(scan, answers, step=settings.step, held=plan.share, advance=advance, stopwatch=stopwatch):
-            task.confidence.hear_map(label_map, answer.labels, scan.shape)
-            found.append((answer, label_map.kept()))
+        with parts.turn, closing(segment_planned(scan, answers, step=settings.step, held=plan.share, advance=advance, stopwatch=stopwatch)) as label_maps:
+            for answer, label_map in label_maps:
+                task.confidence.hear_map(label_map, answer.labels, scan.shape)
+                found.append((answer, label_map.kept()))
     with stopwatch.lap("compose"):
         layers = compose(scan, found, task.wanted, task.catalogue)
     return layers, {label for answer in answers for label in answer.labels if label}

@@ -297,7 +297,7 @@ class Imported:
         return self._with(max(largest, min(everything, default, int(room / _HANDED_OUT))))
 
     def _with(self, share: int) -> Plan:
-        from clseg.inference.planned.run import engines_of
+        from clseg.inference.planned.run import engines_in_memory
 
         maps = Maps(self.wanted, self.catalogue, self.scan, confidence=self.confidence)
         boxes = [(math.prod(group[0].view.cropped), math.prod(group[0].view.shape), len(group)) for group in self.groups]
@@ -305,7 +305,8 @@ class Imported:
         finished = max(((2 * count + 4) * box for box, _, count in boxes), default=0)  # what is being collected, and one answer on the scan's axes
         prepare = max((4 * (2 * box + grid) for box, grid, _ in boxes), default=0)
         segment = max((4 * 2 * grid + 4 * box for box, grid, _ in boxes), default=0) + finished + _EXPORT + int(_HANDED_OUT * share) + self._window()
-        segment += max((sum(engine.model.bytes for engine in engines_of(group)) for group in self.groups), default=0)
+        loaded = [[engine.model for engine in engines_in_memory(self.groups, number)] for number in range(len(self.groups))]
+        segment += max((sum(model.bytes for model in models if model.hollow) for models in loaded), default=0)  # others are held already
         stages = (
             Stage("prepare", kept + prepare, f"the largest of {len(self.groups)} views of the scan" if len(self.groups) > 1 else "the scan as the networks see it"),
             Stage("segment", kept + segment, f"scores of open rows {in_words(share)}, weights, a window, label maps of {number_of(sum(n for *_, n in boxes), 'network')}"),

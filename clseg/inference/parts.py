@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 
 import torch
 
@@ -25,7 +27,8 @@ class Parts:
     `planned` are models, each on a grid of its own, whose decoders that answer have a
     plan (`clseg.network.plan`); an encoder with decoders of both kinds is in both.
     `offers` are the labels that the manifest lists of a decoder (one that is not named: all).
-    It tells the others apart, and says nothing of them.
+    It tells the others apart, and says nothing of them.  `turn` is that of the one scan that has the
+    weights of `planned` in memory.
     """
 
     models: tuple[Model, ...]
@@ -33,6 +36,7 @@ class Parts:
     pathological: frozenset[str]
     planned: tuple[Model, ...] = ()
     offers: Mapping[str, Collection[str]] = field(default_factory=dict)
+    turn: AbstractContextManager[bool] = field(default_factory=Lock, compare=False)
 
     @property
     def grid(self) -> Grid:

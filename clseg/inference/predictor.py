@@ -15,7 +15,7 @@ from itertools import groupby
 import numpy as np
 import torch
 
-from clseg.inference.engine import Engine, in_main_memory, main_memory
+from clseg.inference.engine import Engine, in_main_memory, main_memory, on_device
 from clseg.inference.extent import Extent, LabelExtents
 from clseg.inference.prepare import normalise
 from clseg.inference.sideways import ACROSS, ALONG, hull, windows_seeing
@@ -108,7 +108,7 @@ class Predictor:
             pending: list[tuple[int, int, torch.Tensor]] = []
             for x, y in group:
                 tile = padded[x : x + px, y : y + py, z : z + pz]
-                if decoders and bool((tile > EMPTY_HU).any()):
+                if decoders and on_device(partial(_holds_tissue, tile), str(tile.device)):
                     pending.append((x, y, tile))
                 if len(pending) >= self.engine.batch:
                     self._compute(pending, decoders, rolling)
@@ -118,10 +118,14 @@ class Predictor:
                 self._compute(pending, decoders, rolling)
 
     def _compute(self, pending: list[tuple[int, int, torch.Tensor]], decoders: list[str], rolling: _Rolling) -> None:
-        tiles = torch.stack([normalise(tile.float(), self.spec.intensity)[None] for _, _, tile in pending])
+        tiles = on_device(partial(self._seen, [tile for _, _, tile in pending]), str(pending[0][2].device))
         for name, logits in self.engine(tiles, decoders):
             for (x, y, _), one in zip(pending, logits, strict=True):
                 rolling.add(name, one, x, y)
+
+    def _seen(self, tiles: list[torch.Tensor], device: str) -> torch.Tensor:
+        """What the network sees of some windows: (windows, 1, x, y, z)."""
+        return torch.stack([normalise(tile.to(device).float(), self.spec.intensity)[None] for tile in tiles])
 
     def _silence_labels(self, slab: Slab) -> None:
         """What a label has beyond its own extent is given to background, in place."""
@@ -181,11 +185,17 @@ class _Rolling:
             held |= {name: one.cpu() for name, one in held.items()}
 
 
+def _holds_tissue(tile: torch.Tensor, device: str) -> bool:
+    return bool((tile.to(device) > EMPTY_HU).any())
+
+
 def _move_down(array: torch.Tensor, count: int) -> None:
-    """`array` (x, y, z) moved down by `count` slices in place, zeros on top."""
-    kept = array[..., count:].clone()
-    array[..., : kept.shape[-1]] = kept
-    array[..., kept.shape[-1] :] = 0
+    """`array` (x, y, z) moved down by `count` slices in place, zeros on top; so many at a time that none is read after it was written."""
+    kept = max(0, array.shape[-1] - count)
+    for first in range(0, kept, count):
+        last = min(first + count, kept)
+        array[..., first:last] = array[..., first + count : last + count]
+    array[..., kept:] = 0
 
 
 def _pad(hu: torch.Tensor, patch: tuple[int, ...]) -> tuple[torch.Tensor, list[int]]:
@@ -198,7 +208,7 @@ def _pad(hu: torch.Tensor, patch: tuple[int, ...]) -> tuple[torch.Tensor, list[i
     if not any(before) and not any(after for _, after in pad):
         return hu, before
     flat = [side for pair in reversed(pad) for side in pair]
-    return torch.nn.functional.pad(hu, flat, value=AIR_HU), before
+    return on_device(lambda device: torch.nn.functional.pad(hu.to(device), flat, value=AIR_HU), str(hu.device)), before
 
 
 def _unpad(start: int, probabilities: dict[str, torch.Tensor], offset: list[int], shape: torch.Size) -> Iterator[Slab]:

@@ -31,10 +31,34 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Stored:
-    """The files of a model's weights."""
+    """The files of a model's weights, and what tells whether they are still those that were checked."""
 
     encoder: Path
     decoders: Mapping[str, Path]
+    _state: tuple[tuple[int, ...] | None, ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_state", self._seen())
+
+    def refuse_changed(self) -> None:
+        """WeightsError when a file is no longer the one that was there."""
+        for path, then, now in zip((self.encoder, *self.decoders.values()), self._state, self._seen(), strict=True):
+            if now is None:
+                raise WeightsError(f"The weights file {path} has gone since it was checked.", tip="Fetch or import it again.")
+            if now != then:
+                raise WeightsError(f"The weights file {path} was changed since it was checked.", tip="Start again: it will be checked anew.")
+
+    def _seen(self) -> tuple[tuple[int, ...] | None, ...]:
+        """Size, time of change and place on disk of every file, None where there is none."""
+        return tuple(_looked_at(path) for path in (self.encoder, *self.decoders.values()))
+
+
+def _looked_at(path: Path) -> tuple[int, ...] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns, found.st_ino
 
 
 @dataclass(frozen=True)
@@ -70,33 +94,43 @@ class Model:
         return replace(self, slices={name: wanted for name, wanted in self.slices.items() if name in names})
 
     @property
+    def _parts(self) -> tuple[Encoder | Decoder, ...]:
+        return (self.encoder, *self.decoders.values())
+
+    @property
     def hollow(self) -> bool:
         """Whether the weights are in their files alone."""
-        return self.stored is not None and any(weight.is_meta for weight in self.encoder.parameters())
+        return self.stored is not None and any(weight.is_meta for part in self._parts for weight in part.parameters())
 
     @property
     def bytes(self) -> int:
         """What the weights take in memory."""
-        return sum(4 * weight.numel() for part in (self.encoder, *self.decoders.values()) for weight in part.parameters())
+        return sum(4 * weight.numel() for part in self._parts for weight in part.parameters())
 
     def fill(self) -> None:
-        """Read the weights, where they are in their files alone; WeightsError when these are gone."""
-        if self.stored is not None and self.hollow:
-            fill(self.encoder, load(self.stored.encoder).tensors)
-            for name, decoder in self.decoders.items():
-                fill(decoder, load(self.stored.decoders[name]).tensors)
+        """Read the weights, all or none, where they are in their files alone; WeightsError when these have changed or gone."""
+        if self.stored is None or not self.hollow:
+            return
+        self.stored.refuse_changed()
+        files = (self.stored.encoder, *(self.stored.decoders[name] for name in self.decoders))
+        try:
+            for part, file in zip(self._parts, files, strict=True):
+                fill(part, load(file).tensors)
+        except BaseException:
+            self.empty()
+            raise
 
     def empty(self) -> None:
         """Let go of weights that can be read again."""
         if self.stored is not None:
-            for part in (self.encoder, *self.decoders.values()):
+            for part in self._parts:
                 empty(part)
 
     def to(self, device: str) -> Model:
         """The same model on another device."""
         from clseg.network.blocks import order_on
 
-        for part in (self.encoder, *self.decoders.values()):
+        for part in self._parts:
             part.to(device=device, memory_format=order_on(device))
         return self
 

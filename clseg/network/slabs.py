@@ -108,7 +108,7 @@ def convolved(conv: nn.Conv3d, source: Source, out: torch.Tensor | None = None) 
             out[:, :, done:stop] = _onednn(conv, held[:, :, begin:end])
         done = stop
         held[:, :, : 2 * halo] = held[:, :, rows : rows + 2 * halo]
-    del held
+    del held, quick
     give_back()
     return out
 

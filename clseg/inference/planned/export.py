@@ -144,12 +144,6 @@ class _Place:
         first = values.index_select(axis, self.low)
         return first if self.share is None else torch.lerp(first, values.index_select(axis, self.high), self.share)
 
-    def nearest(self, values: torch.Tensor, axis: int) -> torch.Tensor:
-        """`values` at the nearer of two voxels."""
-        if isinstance(self.low, slice) or self.share is None:
-            return self.between(values, axis)
-        return values.index_select(axis, torch.where(self.share.flatten() < 0.5, self.low, self.high))
-
 
 def _linear_winner(scores: torch.Tensor, places: list[_Place], averaged: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Largest channel and its probability, channel by channel: only the best so far and the sum of exponentials are kept."""
@@ -170,7 +164,7 @@ def _linear_winner(scores: torch.Tensor, places: list[_Place], averaged: str) ->
 def _nearest_winner(scores: torch.Tensor, places: list[_Place], averaged: str) -> tuple[torch.Tensor, torch.Tensor]:
     picked = scores
     for axis, place in enumerate(places, 1):
-        picked = place.nearest(picked, axis)
+        picked = place.between(picked, axis)
     probabilities = torch.softmax(picked, dim=0) if averaged == "logits" else picked
     score, label = probabilities.max(dim=0)
     return label, score

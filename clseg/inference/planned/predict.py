@@ -9,7 +9,7 @@ from itertools import chain, combinations, product
 
 import torch
 
-from clseg.inference.engine import Engine, main_memory
+from clseg.inference.engine import Engine, main_memory, on_device
 from clseg.inference.planned.windows import gaussian, starts
 from clseg.network.plan import Plan
 from clseg.volume import Shape
@@ -115,9 +115,11 @@ class _Sums:
     def forget(self, count: int) -> None:
         """The first `count` rows go, empty ones come behind."""
         for held in (*(channel for sums in self.sums.values() for channel in sums), self.weights):
-            kept = held[count:].clone()
-            held[: len(kept)] = kept
-            held[len(kept) :] = 0
+            kept = max(0, len(held) - count)
+            for first in range(0, kept, count):  # so many at a time that none is read after it was written
+                last = min(first + count, kept)
+                held[first:last] = held[first + count : last + count]
+            held[kept:] = 0
 
     def leave(self) -> None:
         self.sums |= {name: one.cpu() for name, one in self.sums.items()}
@@ -135,14 +137,26 @@ def _scores(tile: torch.Tensor, plan: Plan, answers: Answers, advance: Callable[
         total: dict[str, torch.Tensor] = {}
         flips = _flips(plan.mirror_axes)
         for axes in flips:
-            for decoder, logits in engine(tile.flip(axes)[None, None], owners):
-                scores = logits[0]
-                scores = scores.flip([axis + 1 for axis in axes]) if axes else scores
-                scores = torch.softmax(scores, dim=0) if plan.averaged == "probabilities" else scores
-                total[decoder] = total[decoder] + scores if decoder in total else scores
+            seen = on_device(lambda device, axes=axes: tile.to(device).flip(axes)[None, None], str(tile.device))
+            for decoder, logits in engine(seen, owners):
+                total[decoder] = engine.collected(partial(_added, engine, total.get(decoder), logits[0], axes, plan.averaged))
         for decoder, scores in total.items():
-            yield owners[decoder], scores / len(flips) if len(flips) > 1 else scores
+            yield owners[decoder], engine.collected(partial(_divided, engine, scores, len(flips)))
         advance(1)
+
+
+def _added(engine: Engine, total: torch.Tensor | None, logits: torch.Tensor, axes: Sequence[int], averaged: str) -> torch.Tensor:
+    """The total of flips so far, and the scores of one more, turned back."""
+    scores = logits.to(engine.collects_on)
+    scores = scores.flip([axis + 1 for axis in axes]) if axes else scores
+    scores = torch.softmax(scores, dim=0) if averaged == "probabilities" else scores
+    return scores if total is None else total.to(scores.device) + scores
+
+
+def _divided(engine: Engine, total: torch.Tensor, flips: int) -> torch.Tensor:
+    """The mean of so many flips."""
+    total = total.to(engine.collects_on)
+    return total / flips if flips > 1 else total
 
 
 def _flips(axes: Sequence[int]) -> list[tuple[int, ...]]:
@@ -164,7 +178,9 @@ def _pad(image: torch.Tensor, patch: Shape) -> tuple[torch.Tensor, list[int]]:
     missing = [max(0, p - n) for n, p in zip(image.shape, patch, strict=True)]
     before = [one // 2 for one in missing]
     sides = [side for one in reversed(missing) for side in (one // 2, one - one // 2)]
-    return torch.nn.functional.pad(image, sides), before
+    if not any(sides):
+        return image, before
+    return on_device(lambda device: torch.nn.functional.pad(image.to(device), sides), str(image.device)), before
 
 
 def _unpadded(start: int, scores: Mapping[str, torch.Tensor], offset: list[int], shape: torch.Size) -> Iterator[Rows]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -70,6 +70,12 @@ def engines_of(group: Sequence[Answer]) -> list[Engine]:
     return list({id(one.engine): one.engine for answer in group for one in answer.sources}.values())
 
 
+def engines_in_memory(groups: Sequence[Sequence[Answer]], number: int) -> list[Engine]:
+    """The engines whose weights are there while group `number` runs (none after the last): from their first group to their last."""
+    before, later = ([engine for group in some for engine in engines_of(group)] for some in (groups[: number + 1], groups[number:]))
+    return [engine for engine in dict.fromkeys(later) if engine in before]
+
+
 def unfinished(answer: Answer) -> int:
     """Bytes of one answer's scores in the rows that windows still touch."""
     plane = [max(n, p) for n, p in zip(answer.view.shape, answer.view.plan.patch, strict=True)]
@@ -92,37 +98,51 @@ def segment_planned(
 ) -> Iterator[tuple[Answer, LabelMap]]:
     """The label map of every answer on the grid of `scan`, as soon as it is there; `held` as in `grouped`.
 
-    `stopwatch` gets one lap for all that prepares, one for what segments and one for what exports.
+    A network is in memory from the first group that it answers in to the last.
+    `stopwatch` gets one lap each for all that loads, prepares, segments and exports.
     """
     clock = Laps(stopwatch or Stopwatch())
     groups = grouped(answers, held)
-    for number, group in enumerate(groups, 1):
-        view = group[0].view
-        with clock.lap("load"):
-            for engine in engines_of(group):
-                engine.wake()
-        exports = {answer.name: Export(view, answer.plan) for answer in group}
-        with clock.lap("prepare"):
-            image = prepare(scan, view, prepared_on(engines_of(group)[0].device))
-        finished = predict(image, view.plan, _by_name(group), step=step, advance=advance)
-        while True:
-            with clock.lap("segment"):
-                rows = next(finished, None)
-            if rows is None:
-                break
-            with clock.lap("export"):
-                for name, scores in rows.scores.items():
-                    exports[name].add(rows.start, scores)
-            del rows
-        needed = [engine for later in groups[number:] for engine in engines_of(later)]
+    try:
+        for number, group in enumerate(groups):
+            for answer, export in _exported(scan, group, step, advance, clock):
+                if answer is group[0]:
+                    _rest(engine for engine in engines_of(group) if engine not in engines_in_memory(groups, number + 1))
+                with clock.lap("export"):
+                    label_map = export.finished(scan)
+                yield answer, label_map
+        clock.note()
+    finally:
+        _rest(engine for group in groups for engine in engines_of(group))
+
+
+def _exported(scan: Volume, group: Sequence[Answer], step: float, advance: Callable[[int], None], clock: Laps) -> Iterator[tuple[Answer, Export]]:
+    """What the answers of a group are on the scan's grid; nothing is computed any more when the first is handed out."""
+    view = group[0].view
+    with clock.lap("load"):
         for engine in engines_of(group):
-            if engine not in needed:
-                engine.rest()
-        for answer in group:
-            with clock.lap("export"):
-                label_map = exports.pop(answer.name).finished(scan)
-            yield answer, label_map
-    clock.note()
+            engine.wake()
+    exports = {answer.name: Export(view, answer.plan) for answer in group}
+    with clock.lap("prepare"):
+        image = prepare(scan, view, prepared_on(engines_of(group)[0].device))
+    finished = predict(image, view.plan, _by_name(group), step=step, advance=advance)
+    while True:
+        with clock.lap("segment"):
+            rows = next(finished, None)
+        if rows is None:
+            break
+        with clock.lap("export"):
+            for name, scores in rows.scores.items():
+                exports[name].add(rows.start, scores)
+        del rows, scores
+    del image, finished
+    for answer in group:
+        yield answer, exports.pop(answer.name)
+
+
+def _rest(engines: Iterable[Engine]) -> None:
+    for engine in engines:
+        engine.rest()
 
 
 def compose(
