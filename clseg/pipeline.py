@@ -71,6 +71,9 @@ class Opened:
 class Segmenter:
     """Segments scan after scan; names are checked when it is made, weights are loaded for the first scan and kept.
 
+    Those of imported networks are checked then, and read whenever it is a network's turn:
+    one scan at a time has them in memory, others wait.
+
         segmenter = Segmenter(["chest"])
         for path in paths:
             segmenter(path).save(path.with_suffix(".out"))
