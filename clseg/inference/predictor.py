@@ -19,7 +19,7 @@ from clseg.inference.engine import Engine, in_main_memory, main_memory, on_devic
 from clseg.inference.extent import Extent, LabelExtents
 from clseg.inference.prepare import normalise
 from clseg.inference.sideways import ACROSS, ALONG, hull, windows_seeing
-from clseg.inference.window import gaussian, starts
+from clseg.inference.window import gaussian, move_down, starts
 from clseg.network.spec import EncoderSpec
 from clseg.volume import AIR_HU
 
@@ -172,7 +172,7 @@ class _Rolling:
         """The lowest `count` slices go, empty ones come on top."""
         for name, sums in self.sums.items():
             for channel in (*sums, self.weights[name]):
-                _move_down(channel, count)
+                move_down(channel.movedim(-1, 0), count)
 
     def _mean(self, name: str, rows: slice) -> torch.Tensor:
         sums, weights = self.sums[name][..., rows], self.weights[name][..., rows]
@@ -187,15 +187,6 @@ class _Rolling:
 
 def _holds_tissue(tile: torch.Tensor, device: str) -> bool:
     return bool((tile.to(device) > EMPTY_HU).any())
-
-
-def _move_down(array: torch.Tensor, count: int) -> None:
-    """`array` (x, y, z) moved down by `count` slices in place, zeros on top; so many at a time that none is read after it was written."""
-    kept = max(0, array.shape[-1] - count)
-    for first in range(0, kept, count):
-        last = min(first + count, kept)
-        array[..., first:last] = array[..., first + count : last + count]
-    array[..., kept:] = 0
 
 
 def _pad(hu: torch.Tensor, patch: tuple[int, ...]) -> tuple[torch.Tensor, list[int]]:

@@ -36,3 +36,12 @@ def gaussian(patch: Shape, sigma: float = 1 / 8) -> torch.Tensor:
     axes = [torch.exp(-0.5 * ((torch.arange(n) - (n - 1) / 2) / (n * sigma)) ** 2) for n in patch]
     weight = axes[0][:, None, None] * axes[1][None, :, None] * axes[2][None, None, :]
     return weight.clamp(min=1e-3)
+
+
+def move_down(rows: torch.Tensor, count: int) -> None:
+    """`rows` moved towards the first by `count` in place, zeros behind; so many at a time that none is read after it was written."""
+    kept = max(0, len(rows) - count)
+    for first in range(0, kept, count):
+        last = min(first + count, kept)
+        rows[first:last] = rows[first + count : last + count]
+    rows[kept:] = 0

@@ -11,6 +11,7 @@ import torch
 
 from clseg.inference.engine import Engine, main_memory, on_device
 from clseg.inference.planned.windows import gaussian, starts
+from clseg.inference.window import move_down
 from clseg.network.plan import Plan
 from clseg.volume import Shape
 
@@ -39,7 +40,7 @@ class Rows:
 
 def window_count(shape: Shape, plan: Plan, step: float, answers: Answers) -> int:
     """How often `advance` is called for an image of `shape`."""
-    count = len(_engines(answers))
+    count = len(engines(answers))
     for size, patch in zip(shape, plan.patch, strict=True):
         count *= len(starts(max(size, patch), patch, step))
     return count
@@ -86,12 +87,12 @@ class _Sums:
 
     def __init__(self, answers: Answers, shape: Sequence[int], weight: torch.Tensor) -> None:
         held = (len(weight), *shape[1:])
-        engines = _engines(answers)
-        self.engine = engines[0]
+        asked = engines(answers)
+        self.engine = asked[0]
         self.counts = {name: len(sources) for name, sources in answers.items()}
         self.sums: dict[str, torch.Tensor] = {}
         self.weight, self.weights = weight, torch.zeros(0)
-        for engine in engines:
+        for engine in asked:
             engine.collecting.add(self)
         self.weights = self.engine.zeros(*held)
         for name, sources in answers.items():
@@ -115,11 +116,7 @@ class _Sums:
     def forget(self, count: int) -> None:
         """The first `count` rows go, empty ones come behind."""
         for held in (*(channel for sums in self.sums.values() for channel in sums), self.weights):
-            kept = max(0, len(held) - count)
-            for first in range(0, kept, count):  # so many at a time that none is read after it was written
-                last = min(first + count, kept)
-                held[first:last] = held[first + count : last + count]
-            held[kept:] = 0
+            move_down(held, count)
 
     def leave(self) -> None:
         self.sums |= {name: one.cpu() for name, one in self.sums.items()}
@@ -132,7 +129,7 @@ def _window(corner: Sequence[int], size: Sequence[int]) -> tuple[slice, ...]:
 
 def _scores(tile: torch.Tensor, plan: Plan, answers: Answers, advance: Callable[[int], None]) -> Iterator[tuple[str, torch.Tensor]]:
     """(answer, scores (channels, …)) of every decoder for one window, the mean over flips."""
-    for engine in _engines(answers):
+    for engine in engines(answers):
         owners = {one.decoder: name for name, sources in answers.items() for one in sources if one.engine is engine}
         total: dict[str, torch.Tensor] = {}
         flips = _flips(plan.mirror_axes)
@@ -164,8 +161,8 @@ def _flips(axes: Sequence[int]) -> list[tuple[int, ...]]:
     return list(chain.from_iterable(combinations(axes, count) for count in range(len(axes) + 1)))
 
 
-def _engines(answers: Answers) -> list[Engine]:
-    """Every engine once."""
+def engines(answers: Answers) -> list[Engine]:
+    """The engines that the answers come from, each once."""
     return list({id(one.engine): one.engine for sources in answers.values() for one in sources}.values())
 
 

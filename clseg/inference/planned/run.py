@@ -15,7 +15,7 @@ from clseg.inference.evidence import Claim, Sheet
 from clseg.inference.merge import FULL, Canvas, Question, depths
 from clseg.inference.planned.body import Body
 from clseg.inference.planned.export import Export, KeptMap, LabelMap
-from clseg.inference.planned.predict import Source, predict, window_count
+from clseg.inference.planned.predict import Source, engines, predict, window_count
 from clseg.inference.planned.prepare import View, look, prepare
 from clseg.network.plan import Plan
 from clseg.network.spec import DecoderSpec
@@ -67,7 +67,7 @@ def grouped(answers: Sequence[Answer], held: float | None = None) -> list[list[A
 
 def engines_of(group: Sequence[Answer]) -> list[Engine]:
     """The engines that the answers of a group come from, each once."""
-    return list({id(one.engine): one.engine for answer in group for one in answer.sources}.values())
+    return engines(_by_name(group))
 
 
 def engines_in_memory(groups: Sequence[Sequence[Answer]], number: int) -> list[Engine]:
@@ -105,19 +105,19 @@ def segment_planned(
     groups = grouped(answers, held)
     try:
         for number, group in enumerate(groups):
-            for answer, export in _exported(scan, group, step, advance, clock):
-                if answer is group[0]:
-                    _rest(engine for engine in engines_of(group) if engine not in engines_in_memory(groups, number + 1))
+            exports = _exported(scan, group, step, advance, clock)
+            _rest(engine for engine in engines_of(group) if engine not in engines_in_memory(groups, number + 1))
+            for answer in group:
                 with clock.lap("export"):
-                    label_map = export.finished(scan)
+                    label_map = exports.pop(answer.name).finished(scan)
                 yield answer, label_map
         clock.note()
     finally:
         _rest(engine for group in groups for engine in engines_of(group))
 
 
-def _exported(scan: Volume, group: Sequence[Answer], step: float, advance: Callable[[int], None], clock: Laps) -> Iterator[tuple[Answer, Export]]:
-    """What the answers of a group are on the scan's grid; nothing is computed any more when the first is handed out."""
+def _exported(scan: Volume, group: Sequence[Answer], step: float, advance: Callable[[int], None], clock: Laps) -> dict[str, Export]:
+    """What the answers of a group are on the grid of `scan`, all windows computed."""
     view = group[0].view
     with clock.lap("load"):
         for engine in engines_of(group):
@@ -130,14 +130,11 @@ def _exported(scan: Volume, group: Sequence[Answer], step: float, advance: Calla
         with clock.lap("segment"):
             rows = next(finished, None)
         if rows is None:
-            break
+            return exports
         with clock.lap("export"):
             for name, scores in rows.scores.items():
                 exports[name].add(rows.start, scores)
         del rows, scores
-    del image, finished
-    for answer in group:
-        yield answer, exports.pop(answer.name)
 
 
 def _rest(engines: Iterable[Engine]) -> None:
